@@ -1,0 +1,10 @@
+"""The tail of a pass, one op: argmax, compare, partial acceptance, frontier, select, dequantise, action decoder.
+
+`accept_` updates a `RoundState` in place from the logits of one pass. `reference.py` defines what it means; the other
+backends (`cpu/`, `triton.py`) compute the same thing faster.
+"""
+
+from .op import accept_
+from .state import AcceptParams, ActionDecoder, RoundState
+
+__all__ = ["AcceptParams", "ActionDecoder", "RoundState", "accept_"]
