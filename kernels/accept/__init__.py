@@ -1,7 +1,7 @@
-"""The tail of a pass, one op: argmax, compare, partial acceptance, frontier, select, dequantise, action decoder.
+"""The tail of a pass as one op: argmax, compare, accept, select, dequantise, decode the actions.
 
-`accept_` updates a `RoundState` in place from the logits of one pass. `reference.py` defines what it means; the other
-backends (`cpu/`, `triton.py`) compute the same thing faster.
+`accept_` updates a `RoundState` in place from the logits of one pass. `reference.py` defines what it means;
+the other backends (`cpu/`, `triton.py`) compute the same thing faster.
 """
 
 from .op import accept_

@@ -1,18 +1,23 @@
-"""What `accept_` means, in plain PyTorch. CPU and CUDA, no host synchronisation; every backend is tested against it.
+"""What `accept_` means, in plain PyTorch; every backend is tested against it.
 
-Words: c the code that stands in a layer at entry, m main's choice there, x main's logits (fp32), l a layer, e = (t, d) an
-element. A *walk* goes up from the entry frontier as long as layers are accepted; the layer where it ends takes m, which
-is final too (the correction costs nothing), so an unfinished frontier moves at least one layer a pass.
+Runs on CPU and CUDA, without host synchronisation.
+
+Words: c the code that stands in a layer at entry, m main's choice there, x main's logits (fp32), l a layer,
+e = (t, d) an element. A *walk* goes up from the entry frontier as long as layers are accepted; the layer where
+it ends takes m, which is final too (the correction costs nothing), so an unfinished frontier moves at least
+one layer a pass.
 
 Edge cases, the same in every backend:
-- argmax ties: the lowest level. A NaN logit counts as -inf. A row of equal logits, -inf included, is a uniform softmax.
+- argmax ties: the lowest level. A NaN logit counts as -inf. A row of equal logits, -inf included, is a
+  uniform softmax.
 - a drafted code outside 0 .. V - 1 never agrees and is never kept.
 - layers >= `stop - 1` are never drafted, whatever `drafted` says; layers >= `stop` are never touched.
 - a sample that was finished at entry is not touched at all: a row of a batch is the row alone.
 - B = 0 is a no-op.
 
-Sampling follows Leviathan et al., 2023 (https://arxiv.org/abs/2211.17192), layer by layer. To be the same bits in every
-backend, weights are exponentials taken in float64 and rounded once to float32, and sums run in the order of the levels.
+Sampling follows Leviathan et al., 2023 (https://arxiv.org/abs/2211.17192), layer by layer. To be the same
+bits in every backend, weights are exponentials taken in float64 and rounded once to float32, and sums run in
+the order of the levels.
 """
 
 from __future__ import annotations
@@ -63,7 +68,8 @@ def accept_reference_(
         passing = proposed & (agree.sum((2, 3), keepdim=True) >= params.need)
     if params.granularity == "all":
         passing = torch.zeros_like(agree)
-    below = (passing | (layer < entry[:, None])).int().cumprod(1).bool()  # final at entry, or accepted just now
+    # Final at entry, or accepted just now.
+    below = (passing | (layer < entry[:, None])).int().cumprod(1).bool()
     accepted = below & (layer >= entry[:, None])
     walked = below.sum(1)
     frontier = torch.full_like(walked, stop) if params.granularity == "all" else walked + 1
@@ -128,8 +134,8 @@ def sampled(
 ) -> tuple[Int32[Tensor, "B L T D"], Bool[Tensor, "B L T D"]]:
     """Main's sampled choice, and whether the draft's code is accepted.
 
-    A draft that is a point mass at c is right where main's own sample is c. A draft that was sampled from q is accepted
-    with probability min(1, p / q); the choice after a rejection is a sample of max(p - q, 0).
+    A draft that is a point mass at c is right where main's own sample is c. A draft that was sampled from q
+    is accepted with probability min(1, p / q); the choice after a rejection is a sample of max(p - q, 0).
     """
     top = x.amax(-1, keepdim=True)
     logs = torch.where(x == top, 0.0, x - top)  # also where both are infinite
@@ -154,7 +160,7 @@ def sample(weights: Float[Tensor, "*n V"], u: Float[Tensor, "*n"]) -> Int32[Tens
 
 
 def cumulative(weights: Float[Tensor, "*n V"]) -> Float[Tensor, "*n V"]:
-    """Cumulative sums, one fp32 addition after the other: torch.cumsum has no fixed order, and float64 inside on CPUs."""
+    """Cumulative sums, one fp32 addition after the other (torch.cumsum has no fixed order or precision)."""
     sums = [weights[..., 0]]
     for v in range(1, weights.shape[-1]):
         sums.append(sums[-1] + weights[..., v])

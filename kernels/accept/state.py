@@ -1,4 +1,4 @@
-"""What a round carries from pass to pass (`RoundState`), what stays fixed over it (`AcceptParams`, `ActionDecoder`)."""
+"""What a round carries from pass to pass, and what stays fixed over it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class RoundState:
 
     Attributes:
         codes: the draft's codes, then more and more main's.
-        frontier: how many layers are final, per element; uniform over a sample at granularity `layer` and `all`.
+        frontier: how many layers are final, per element; uniform over a sample at granularity `layer` and
+            `all`.
         drafted: layers below this hold a proposal that may be kept. Layer `stop - 1` is always main's own.
         finished: 0 or 1.
         passes: passes of the main model so far.
@@ -43,13 +44,15 @@ class RoundState:
     def new(
         cls, batch: int, layers: int, steps: int, dims: int, device: torch.device | str = "cpu"
     ) -> RoundState:
-        """Buffers for `batch` chunks of `layers` x `steps` x `dims` codes; call `begin_` before the first pass.
+        """Buffers for `batch` chunks of `layers` x `steps` x `dims` codes; `begin_` starts a round.
 
         Raises:
             ValueError: a negative batch, or any other size below 1.
         """
         if batch < 0 or min(layers, steps, dims) < 1:
-            raise ValueError(f"got sizes B {batch}, L {layers}, T {steps}, D {dims}, expected B >= 0, the others >= 1")
+            raise ValueError(
+                f"got sizes B {batch}, L {layers}, T {steps}, D {dims}, expected B >= 0, the others >= 1"
+            )
 
         def ints(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=device)
@@ -81,8 +84,9 @@ class RoundState:
         if draft_codes is not None and (
             proposed > layers or draft_codes.shape != (batch, proposed, steps, dims)
         ):
+            shape = tuple(draft_codes.shape)
             raise ValueError(
-                f"draft_codes: got shape {tuple(draft_codes.shape)}, expected ({batch}, up to {layers}, {steps}, {dims})"
+                f"got draft_codes of shape {shape}, expected ({batch}, up to {layers}, {steps}, {dims})"
             )
         if not 0 <= drafted <= proposed:
             raise ValueError(f"got drafted {drafted}, expected 0 to the {proposed} layers of draft_codes")
@@ -102,17 +106,18 @@ class AcceptParams:
 
     Attributes:
         stop: layers to decode, 1 .. L.
-        granularity: `element`: every element walks up alone. `layer`: whole layers. `all`: every layer below `stop`
-            takes main's choice in one pass (a parallel head).
-        rule: `distance`: the draft's code is within `slack` levels of main's (0: equal). `typical`: its logit is at most
-            `-log_tau` below main's.
+        granularity: `element`: every element walks up alone. `layer`: whole layers. `all`: every layer below
+            `stop` takes main's choice in one pass (a parallel head).
+        rule: `distance`: the draft's code is within `slack` levels of main's (0: equal). `typical`: its logit
+            is at most `-log_tau` below main's.
         need: elements that must agree (`layer`) or have reached `stop` (`element`), of T * D.
         log_tau: see `rule`; at most 0.
         keep: granularity `layer`: what disagreeing elements of an accepted layer take.
         redraft: layers above the frontier become the next proposal.
         expected: the last layer adds its softmax mean instead of its most likely level.
-        temperature: 0 takes main's most likely code; above, main's codes are sampled. Sampling is granularity `layer`,
-            rule `distance` with slack 0 (the slack table is not read), `need` T * D and not `expected`.
+        temperature: 0 takes main's most likely code; above, main's codes are sampled. Sampling is granularity
+            `layer`, rule `distance` with slack 0 (the slack table is not read), `need` T * D and not
+            `expected`.
     """
 
     stop: int
@@ -131,17 +136,24 @@ class AcceptParams:
             raise ValueError(f"got stop {self.stop}, expected at least 1 layer")
         for name, valid in (("granularity", Granularity), ("rule", RuleKind), ("keep", Keep)):
             if getattr(self, name) not in get_args(valid):
-                raise ValueError(f"got {name} {getattr(self, name)!r}, expected one of {list(get_args(valid))}")
+                raise ValueError(
+                    f"got {name} {getattr(self, name)!r}, expected one of {list(get_args(valid))}"
+                )
         if self.need < 0:
             raise ValueError(f"got need {self.need}, expected 0 to T * D elements")
         if not self.log_tau <= 0.0:
             raise ValueError(f"got log_tau {self.log_tau}, expected at most 0 (tau in (0, 1])")
         if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
-            raise ValueError(f"got temperature {self.temperature}, expected 0 (greedy) or a finite number above")
-        if self.temperature > 0.0 and (self.granularity != "layer" or self.rule != "distance" or self.expected):
+            raise ValueError(
+                f"got temperature {self.temperature}, expected 0 (greedy) or a finite number above"
+            )
+        if self.temperature > 0.0 and (
+            self.granularity != "layer" or self.rule != "distance" or self.expected
+        ):
             raise ValueError(
                 f"got temperature {self.temperature} with granularity {self.granularity!r}, rule {self.rule!r}, "
-                f"expected={self.expected}; sampling takes granularity 'layer', rule 'distance', expected=False"
+                f"expected={self.expected}, but sampling takes granularity 'layer', rule 'distance', "
+                "expected=False"
             )
 
 

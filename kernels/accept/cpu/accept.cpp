@@ -1,1 +1,387 @@
-extern "C" int rsd_fast_accept() { return 0; }
+// accept_ on the CPU, torch-free: one struct of pointers, sizes and strides comes in (kernels/accept/cpu/__init__.py
+// mirrors it field by field), nothing is allocated but scratch. kernels/accept/reference.py defines the semantics and the
+// edge cases; names are its names.
+//
+// A sample is decoded layer by layer, lowest first. A layer's logits are read once and laid out [V][E] (E = T * D elements),
+// so that the loops over elements run in vector registers. Samples are independent: large batches run on several threads.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+#define RSD_VECTOR __attribute__((target_clones("avx512f", "avx2", "default")))  // picked when the library is loaded
+#else
+#define RSD_VECTOR
+#endif
+
+namespace {
+
+enum Dtype : int64_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+enum Granularity : int64_t { kElement = 0, kLayer = 1, kAll = 2 };
+enum Rule : int64_t { kDistance = 0, kTypical = 1 };
+
+}  // namespace
+
+extern "C" struct RsdAcceptArgs {
+  const void* logits;  // [B, L, T, D, V], strides below, in elements
+  int32_t *codes, *frontier, *drafted, *finished, *passes;
+  float* latents;
+  int32_t *agreed, *kept;
+  const float* codebook;
+  const int32_t* slack;
+  const float *uniforms, *draft_probs;                 // or null
+  const float *w1, *b1, *w2, *b2, *gain, *offset;      // w*, b* or all six null
+  float* actions;                                      // or null
+  int64_t B, L, T, D, V, H, A;
+  int64_t stride_b, stride_l, stride_t, stride_d, stride_v;
+  int64_t dtype, stop, granularity, rule, need, keep_draft, redraft, expected, threads;
+  double log_tau, temperature;
+};
+
+namespace {
+
+using Args = RsdAcceptArgs;
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+// ---------------------------------------------------------------------------------------------- numbers
+
+inline float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline float to_float(float value) { return value; }
+
+struct BFloat16 {
+  uint16_t bits;
+};
+inline float to_float(BFloat16 value) { return from_bits(uint32_t(value.bits) << 16); }
+
+struct Float16 {
+  uint16_t bits;
+};
+inline float to_float(Float16 value) {
+  const uint32_t magnitude = uint32_t(value.bits & 0x7fff) << 13, sign = uint32_t(value.bits & 0x8000) << 16;
+  const bool special = (value.bits & 0x7c00) == 0x7c00;                      // inf or NaN
+  const float finite = from_bits(magnitude) * from_bits(0x77800000);         // * 2^112: exact, subnormals included
+  const float result = special ? from_bits(magnitude | 0x7f800000) : finite;
+  uint32_t bits;
+  std::memcpy(&bits, &result, sizeof bits);
+  return from_bits(bits | sign);
+}
+
+// e^x for x <= 0, within 2 units in the last place; what is below e^-87 is 0. Plain arithmetic, so that it vectorises.
+inline float exp_negative(float x) {
+  const float clamped = std::max(x, -87.0f);
+  const float n = std::floor(clamped * 1.44269504f + 0.5f);
+  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+  float p = 1.9875691500e-4f;                                         // minimax polynomial of Cephes' expf
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const float value = p * from_bits(uint32_t(int32_t(n) + 127) << 23);
+  return x < -87.0f ? 0.0f : value;
+}
+
+// x * tanh(log(1 + e^x)), written with w = e^-|x| so that nothing overflows or cancels.
+inline float mish(float x) {
+  const float w = exp_negative(-std::fabs(x));
+  const float positive = (1.0f + 2.0f * w) / (1.0f + 2.0f * w + 2.0f * w * w);
+  const float negative = w * (w + 2.0f) / (w * (w + 2.0f) + 2.0f);
+  return x * (x >= 0.0f ? positive : negative);
+}
+
+// ---------------------------------------------------------------------------------------------- one sample
+
+struct Scratch {
+  std::vector<float> x;        // [V, E] logits of the layer at hand
+  std::vector<float> top;      // [E] their maximum
+  std::vector<int32_t> greedy, choice, agree, walking, changed, entry;  // [E]
+  std::vector<float> row;      // two of [V] (weights, residual) or of [E] (mean, sum)
+  std::vector<float> hidden;   // [D + H, T]
+
+  explicit Scratch(const Args& a) {
+    const size_t e = size_t(a.T * a.D);
+    x.resize(size_t(a.V) * e);
+    top.resize(e);  // also [T] sums of the action decoder: T <= E
+    for (auto* buffer : {&greedy, &choice, &agree, &walking, &changed, &entry}) buffer->resize(e);
+    row.resize(2 * std::max(e, size_t(a.V)));
+    hidden.resize(size_t(a.T * (a.D + a.H)));
+  }
+};
+
+template <typename T>
+RSD_VECTOR void load_layer(const Args& a, const T* base, float* x) {
+  for (int64_t v = 0; v < a.V; ++v) {
+    for (int64_t t = 0; t < a.T; ++t) {
+      const T* from = base + v * a.stride_v + t * a.stride_t;
+      float* to = x + v * a.T * a.D + t * a.D;
+      for (int64_t d = 0; d < a.D; ++d) {
+        const float value = to_float(from[d * a.stride_d]);
+        to[d] = value == value ? value : -kInf;  // NaN counts as -inf
+      }
+    }
+  }
+}
+
+void load(const Args& a, int64_t b, int64_t l, float* x) {
+  const int64_t at = b * a.stride_b + l * a.stride_l;
+  if (a.dtype == kFloat32) {
+    load_layer(a, static_cast<const float*>(a.logits) + at, x);
+  } else if (a.dtype == kBFloat16) {
+    load_layer(a, static_cast<const BFloat16*>(a.logits) + at, x);
+  } else {
+    load_layer(a, static_cast<const Float16*>(a.logits) + at, x);
+  }
+}
+
+RSD_VECTOR void argmax(const float* x, int64_t V, int64_t E, float* top, int32_t* greedy) {
+  for (int64_t e = 0; e < E; ++e) top[e] = x[e], greedy[e] = 0;
+  for (int64_t v = 1; v < V; ++v) {
+    const float* row = x + v * E;
+    for (int64_t e = 0; e < E; ++e) {
+      const bool above = row[e] > top[e];  // ties: the lowest level
+      top[e] = above ? row[e] : top[e];
+      greedy[e] = above ? int32_t(v) : greedy[e];
+    }
+  }
+}
+
+inline bool is_level(const Args& a, int32_t code) { return uint32_t(code) < uint32_t(a.V); }
+inline int32_t nearest_level(const Args& a, int32_t code) { return std::clamp(code, 0, int32_t(a.V - 1)); }
+
+void compare(const Args& a, int64_t l, const int32_t* codes, Scratch& s) {
+  const int64_t E = a.T * a.D;
+  if (a.rule == kDistance) {
+    for (int64_t t = 0; t < a.T; ++t) {
+      for (int64_t d = 0; d < a.D; ++d) {
+        const int64_t e = t * a.D + d;
+        const int32_t distance = std::abs(nearest_level(a, codes[e]) - s.greedy[e]);
+        s.agree[e] = is_level(a, codes[e]) & (distance <= a.slack[l * a.D + d]);
+      }
+    }
+    return;
+  }
+  const float log_tau = float(a.log_tau);
+  for (int64_t e = 0; e < E; ++e) {
+    const float at_code = s.x[size_t(nearest_level(a, codes[e]) * E + e)];
+    const float gap = at_code == s.top[e] ? 0.0f : at_code - s.top[e];
+    s.agree[e] = is_level(a, codes[e]) && gap >= log_tau;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------- sampling
+
+// The first level whose cumulative weight exceeds the share u of the sum; sums in the order of the levels.
+int32_t sample(const float* weights, int64_t V, float u) {
+  float sum = 0.0f;
+  for (int64_t v = 0; v < V; ++v) sum += weights[v];
+  const float threshold = u * sum;
+  float cumulative = 0.0f;
+  int32_t passed = 0;
+  for (int64_t v = 0; v < V; ++v) passed += (cumulative += weights[v]) <= threshold;
+  return std::min(passed, int32_t(V - 1));
+}
+
+void sample_layer(const Args& a, int64_t b, int64_t l, const int32_t* codes, bool proposed, Scratch& s) {
+  const int64_t E = a.T * a.D, V = a.V;
+  const bool point_mass = a.draft_probs == nullptr || !proposed || a.passes[b] > 0;
+  float *weights = s.row.data(), *residual = weights + V;
+  for (int64_t e = 0; e < E; ++e) {
+    const int64_t at = (b * a.L + l) * E + e;
+    for (int64_t v = 0; v < V; ++v) {
+      const float x = s.x[size_t(v * E + e)];
+      const float log = x == s.top[e] ? 0.0f : x - s.top[e];
+      weights[v] = float(std::exp(double(log) / a.temperature));
+    }
+    const float u_accept = a.uniforms[2 * at], u_sample = a.uniforms[2 * at + 1];
+    if (point_mass) {
+      s.choice[e] = sample(weights, V, u_sample);
+      s.agree[e] = codes[e] == s.choice[e];
+      continue;
+    }
+    const float* q = a.draft_probs + at * V;
+    float sum = 0.0f, left = 0.0f;
+    for (int64_t v = 0; v < V; ++v) sum += weights[v];
+    for (int64_t v = 0; v < V; ++v) left += residual[v] = std::max(weights[v] / sum - q[v], 0.0f);
+    const int32_t c = nearest_level(a, codes[e]);
+    s.agree[e] = is_level(a, codes[e]) && u_accept * q[c] < weights[c] / sum;
+    s.choice[e] = s.agree[e] ? codes[e] : sample(left == 0.0f ? weights : residual, V, u_sample);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------- walk and select
+
+int64_t count(const std::vector<int32_t>& flags) {
+  int64_t sum = 0;
+  for (const int32_t flag : flags) sum += flag;
+  return sum;
+}
+
+// Codes and frontier of one layer; `s.walking` says which elements have not met a layer that is not accepted.
+// Returns how many elements hold the draft's code in an accepted layer.
+int64_t select_layer(const Args& a, int64_t l, bool proposed, int32_t* codes, int32_t* frontier, Scratch& s) {
+  const int64_t E = a.T * a.D;
+  const bool by_layer = a.granularity == kLayer;
+  const bool layer_passes = proposed && a.granularity != kAll && (!by_layer || count(s.agree) >= a.need);
+  int64_t held = 0;
+  for (int64_t e = 0; e < E; ++e) {
+    if (l < s.entry[e]) continue;
+    const int32_t code = codes[e];
+    int32_t take = s.greedy[e];  // above the frontier: the next draft
+    if (s.walking[e]) {
+      const bool accepted = layer_passes && (by_layer || s.agree[e]);
+      const bool stands = accepted && (s.agree[e] || (a.keep_draft && is_level(a, code)));
+      take = stands ? code : s.choice[e];
+      held += accepted && take == code;
+      s.walking[e] = accepted;
+      frontier[e] = a.granularity == kAll ? int32_t(a.stop) : int32_t(l + 1);
+    }
+    if (l < a.stop - 1) s.changed[e] |= take != code;
+    codes[e] = take;
+  }
+  return held;
+}
+
+// ---------------------------------------------------------------------------------------------- dequantise, decode
+
+RSD_VECTOR void softmax_mean(const Args& a, const Scratch& s, const float* levels, float* mean, float* sum) {
+  const int64_t E = a.T * a.D;
+  for (int64_t e = 0; e < E; ++e) mean[e] = sum[e] = 0.0f;
+  for (int64_t v = 0; v < a.V; ++v) {
+    for (int64_t t = 0; t < a.T; ++t) {
+      for (int64_t d = 0; d < a.D; ++d) {
+        const int64_t e = t * a.D + d;
+        const float x = s.x[size_t(v * E + e)];
+        const float weight = x == s.top[e] ? 1.0f : exp_negative(x - s.top[e]);
+        mean[e] += weight * levels[d * a.V + v];
+        sum[e] += weight;
+      }
+    }
+  }
+  for (int64_t e = 0; e < E; ++e) mean[e] /= sum[e];
+}
+
+// Latents of the elements that were not final at entry: the sum of what their layers stand for, in the order of the layers.
+void dequantise(const Args& a, const int32_t* codes, const int32_t* frontier, float* latents, Scratch& s) {
+  const int64_t E = a.T * a.D;
+  float *mean = s.row.data(), *sum = mean + E;
+  if (a.expected) softmax_mean(a, s, a.codebook + (a.stop - 1) * a.D * a.V, mean, sum);  // x holds layer stop - 1
+  for (int64_t e = 0; e < E; ++e) {
+    if (s.entry[e] >= a.stop) continue;
+    const int64_t d = e % a.D;
+    const bool blend = a.expected && frontier[e] >= a.stop && (a.granularity == kAll || !s.changed[e]);
+    float z = 0.0f;
+    for (int64_t l = 0; l < a.stop - (blend ? 1 : 0); ++l) {
+      z += a.codebook[(l * a.D + d) * a.V + nearest_level(a, codes[l * E + e])];
+    }
+    latents[e] = blend ? z + mean[e] : z;
+  }
+}
+
+// actions = gain * (w2 mish(w1 z + b1) + b2) + offset. Transposed to [., T], so that a vector register holds steps.
+RSD_VECTOR void decode_actions(const Args& a, const float* latents, float* actions, Scratch& s) {
+  const int64_t T = a.T;
+  if (a.w1 == nullptr) {
+    for (int64_t t = 0; t < T; ++t) {
+      for (int64_t d = 0; d < a.D; ++d) {
+        const float z = latents[t * a.D + d];
+        actions[t * a.D + d] = a.gain == nullptr ? z : z * a.gain[d] + a.offset[d];
+      }
+    }
+    return;
+  }
+  float *z = s.hidden.data(), *hidden = z + a.D * T, *sums = s.top.data();
+  for (int64_t t = 0; t < T; ++t) {
+    for (int64_t d = 0; d < a.D; ++d) z[d * T + t] = latents[t * a.D + d];
+  }
+  for (int64_t h = 0; h < a.H; ++h) {
+    float* row = hidden + h * T;
+    for (int64_t t = 0; t < T; ++t) row[t] = a.b1[h];
+    for (int64_t d = 0; d < a.D; ++d) {
+      for (int64_t t = 0; t < T; ++t) row[t] += a.w1[h * a.D + d] * z[d * T + t];
+    }
+    for (int64_t t = 0; t < T; ++t) row[t] = mish(row[t]);
+  }
+  for (int64_t i = 0; i < a.A; ++i) {
+    for (int64_t t = 0; t < T; ++t) sums[t] = a.b2[i];
+    for (int64_t h = 0; h < a.H; ++h) {
+      for (int64_t t = 0; t < T; ++t) sums[t] += a.w2[i * a.H + h] * hidden[h * T + t];
+    }
+    for (int64_t t = 0; t < T; ++t) actions[t * a.A + i] = sums[t] * a.gain[i] + a.offset[i];
+  }
+}
+
+// ---------------------------------------------------------------------------------------------- one sample, all samples
+
+bool is_finished(const Args& a, const int32_t* frontier) {
+  const int64_t E = a.T * a.D;
+  const int64_t reached = std::count_if(frontier, frontier + E, [&](int32_t f) { return f >= a.stop; });
+  return a.granularity == kElement ? reached >= a.need : reached == E;
+}
+
+void accept_sample(const Args& a, int64_t b, Scratch& s) {
+  if (a.finished[b] != 0) return;
+  const int64_t E = a.T * a.D;
+  int32_t *codes = a.codes + b * a.L * E, *frontier = a.frontier + b * E;
+  const bool first = a.passes[b] == 0;
+  const int64_t drafted = std::min<int64_t>(a.drafted[b], a.stop - 1);
+  std::copy(frontier, frontier + E, s.entry.begin());
+  std::fill(s.walking.begin(), s.walking.end(), 1);
+  std::fill(s.changed.begin(), s.changed.end(), 0);
+  if (first) {
+    std::fill(a.agreed + b * a.L, a.agreed + (b + 1) * a.L, -1);
+    std::fill(a.kept + b * a.L, a.kept + (b + 1) * a.L, -1);
+  }
+
+  // Layers below every frontier are read on the first pass only, for the counters.
+  const int64_t start = first ? 0 : *std::min_element(s.entry.begin(), s.entry.end());
+  for (int64_t l = start; l < a.stop; ++l) {
+    const bool proposed = l < drafted;
+    load(a, b, l, s.x.data());
+    argmax(s.x.data(), a.V, E, s.top.data(), s.greedy.data());
+    if (a.temperature > 0.0) {
+      sample_layer(a, b, l, codes + l * E, proposed, s);
+    } else {
+      s.choice = s.greedy;
+      compare(a, l, codes + l * E, s);
+    }
+    const int64_t held = select_layer(a, l, proposed, codes + l * E, frontier, s);
+    if (first && proposed) {
+      a.agreed[b * a.L + l] = int32_t(count(s.agree));
+      a.kept[b * a.L + l] = int32_t(held);
+    }
+  }
+
+  float* latents = a.latents + b * E;
+  dequantise(a, codes, frontier, latents, s);
+  a.finished[b] = is_finished(a, frontier);
+  a.drafted[b] = a.redraft ? int32_t(a.stop - 1) : 0;
+  a.passes[b] += 1;
+  if (a.finished[b] != 0 && a.actions != nullptr) {
+    decode_actions(a, latents, a.actions + b * a.T * a.A, s);
+  }
+}
+
+}  // namespace
+
+#define RSD_EXPORT extern "C" __attribute__((visibility("default")))
+
+RSD_EXPORT int64_t rsd_accept_args_size() { return sizeof(RsdAcceptArgs); }
+
+RSD_EXPORT void rsd_accept(const RsdAcceptArgs* args) {
+  const Args& a = *args;
+#pragma omp parallel num_threads(int(a.threads)) if (a.threads > 1)
+  {
+    Scratch scratch(a);
+#pragma omp for schedule(static)
+    for (int64_t b = 0; b < a.B; ++b) accept_sample(a, b, scratch);
+  }
+}

@@ -1,0 +1,112 @@
+"""Which backend runs an op.
+
+A backend of an op is one line in `BACKENDS`; the first one that is available serves, and `pick` can say why.
+Backends are imported when they are picked, not before. A better backend that is missing is named once, in a
+warning.
+
+`RSD_FAST_BACKEND=reference|cpu|triton` forces one wherever a caller leaves the choice open
+(`backend="auto"`). It is read at the first call of an op on a kind of device.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where an implementation lives: `function` of `module`, for tensors on `devices`."""
+
+    name: str
+    devices: tuple[str, ...]
+    module: str
+    function: str
+
+    def load(self) -> Callable[..., Any]:
+        """The implementation.
+
+        Raises:
+            ImportError: it cannot run here; the message says why.
+        """
+        return getattr(import_module(self.module), self.function)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A picked backend: its name, the function to call, and a sentence on why it was picked."""
+
+    name: str
+    run: Callable[..., Any]
+    why: str
+
+
+BACKENDS: dict[str, tuple[Backend, ...]] = {  # best first
+    "accept": (
+        Backend("triton", ("cuda",), "rsd_fast.kernels.accept.triton", "accept_triton_"),
+        Backend("cpu", ("cpu",), "rsd_fast.kernels.accept.cpu", "accept_cpu_"),
+        Backend("reference", ("cpu", "cuda"), "rsd_fast.kernels.accept.reference", "accept_reference_"),
+    ),
+}
+
+
+def pick(op: str, device: torch.device | str, backend: str = "auto") -> Choice:
+    """The backend that runs `op` on `device`.
+
+    Raises:
+        ValueError: an unknown op or backend, or a backend that does not run on this kind of device.
+        RuntimeError: the backend that was asked for cannot run here.
+    """
+    return _pick(op, torch.device(device).type, backend)
+
+
+@lru_cache(maxsize=None)
+def _pick(op: str, device: str, wanted: str) -> Choice:
+    if op not in BACKENDS:
+        raise ValueError(f"got op {op!r}, expected one of {sorted(BACKENDS)}")
+    if wanted != "auto":
+        return _named(op, device, wanted, "the caller")
+    if forced := os.environ.get("RSD_FAST_BACKEND", ""):
+        return _named(op, device, forced, "RSD_FAST_BACKEND")
+    return _best(op, device)
+
+
+def _named(op: str, device: str, wanted: str, by: str) -> Choice:
+    usable = {backend.name: backend for backend in BACKENDS[op] if device in _devices(backend)}
+    if wanted not in usable:
+        raise ValueError(f"{op} on {device}: got backend {wanted!r} from {by}, expected one of {[*usable, 'auto']}")
+    try:
+        return Choice(wanted, usable[wanted].load(), f"{op} on {device}: {wanted}, because {by} asked for it")
+    except ImportError as error:
+        raise RuntimeError(f"{op} on {device}: {by} asked for {wanted}, but {error}") from error
+
+
+def _best(op: str, device: str) -> Choice:
+    missing = []
+    for backend in BACKENDS[op]:
+        if device not in backend.devices:
+            continue
+        try:
+            run = backend.load()
+        except ImportError as error:
+            missing.append(f"{backend.name} is missing ({error})")
+            continue
+        if missing:
+            why = f"{op} on {device}: {backend.name}, because {', '.join(missing)}"
+            warnings.warn(why, RuntimeWarning, stacklevel=2)
+            return Choice(backend.name, run, why)
+        return Choice(backend.name, run, f"{op} on {device}: {backend.name}, the fastest there is")
+    raise ValueError(f"{op}: no backend runs on {device!r}")
+
+
+def _devices(backend: Backend) -> tuple[str, ...]:
+    """Triton's interpreter runs on the CPU; nobody wants it unasked."""
+    interpreted = backend.name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    return (*backend.devices, "cpu") if interpreted else backend.devices
