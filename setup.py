@@ -1,11 +1,11 @@
 """Packages and the compiled parts; everything else is in pyproject.toml.
 
-`kernels/` of this repository installs as `rsd_fast.kernels`, never as a top-level `kernels`: that name belongs to another
-library, which transformers looks for.
+`kernels/` of this repository installs as `rsd_fast.kernels`, never as a top-level `kernels`: that name
+belongs to another library, which transformers looks for.
 
-CMake builds the compiled parts (CMakeLists.txt). Without CMake or a compiler the install succeeds all the same and says
-so in one line; the reference backend then serves. RSD_FAST_BUILD: `auto` (default), `0` builds nothing, `1` makes a
-failed build an error. RSD_FAST_CUDA: the same for the CUDA part.
+CMake builds the compiled parts (CMakeLists.txt). Without CMake or a compiler the install succeeds all the
+same and says so in one line; the reference backend then serves. RSD_FAST_BUILD: `auto` (default), `0` builds
+nothing, `1` makes a failed build an error. RSD_FAST_CUDA: the same for the CUDA part.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class CMakeBuild(build_ext):
         cmake = shutil.which("cmake")
         if cmake is None:
             raise FileNotFoundError("cmake not found")
-        target = ROOT / "kernels" if self.editable_mode else Path(self.build_lib, "rsd_fast", "kernels").resolve()
+        target = (
+            ROOT / "kernels" if self.editable_mode else Path(self.build_lib, "rsd_fast", "kernels").resolve()
+        )
         build = Path(self.build_temp).resolve()
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         configure = [
@@ -61,7 +63,9 @@ class CMakeBuild(build_ext):
             done = subprocess.run([cmake, *step], capture_output=True, text=True)
             self.announce(done.stdout, level=2)
             if done.returncode:
-                raise subprocess.CalledProcessError(done.returncode, step, done.stdout, done.stderr or done.stdout)
+                raise subprocess.CalledProcessError(
+                    done.returncode, step, done.stdout, done.stderr or done.stdout
+                )
 
     def get_outputs(self) -> list[str]:
         return []  # the libraries lie in the package folders already, under their own names
@@ -70,9 +74,13 @@ class CMakeBuild(build_ext):
         return {}
 
 
-packages = find_namespace_packages(str(ROOT), include=["rsd_fast", "rsd_fast.*"], exclude=["rsd_fast.checkpoints*"])
+packages = find_namespace_packages(
+    str(ROOT), include=["rsd_fast", "rsd_fast.*"], exclude=["rsd_fast.checkpoints*"]
+)
 kernels = ["rsd_fast.kernels"] + [
-    f"rsd_fast.kernels.{name}" for name in find_namespace_packages(str(ROOT / "kernels")) if "__pycache__" not in name
+    f"rsd_fast.kernels.{name}"
+    for name in find_namespace_packages(str(ROOT / "kernels"))
+    if "__pycache__" not in name
 ]
 
 setup(

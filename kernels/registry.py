@@ -14,7 +14,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -67,7 +67,7 @@ def pick(op: str, device: torch.device | str, backend: str = "auto") -> Choice:
     return _pick(op, torch.device(device).type, backend)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pick(op: str, device: str, wanted: str) -> Choice:
     if op not in BACKENDS:
         raise ValueError(f"got op {op!r}, expected one of {sorted(BACKENDS)}")
@@ -81,7 +81,9 @@ def _pick(op: str, device: str, wanted: str) -> Choice:
 def _named(op: str, device: str, wanted: str, by: str) -> Choice:
     usable = {backend.name: backend for backend in BACKENDS[op] if device in _devices(backend)}
     if wanted not in usable:
-        raise ValueError(f"{op} on {device}: got backend {wanted!r} from {by}, expected one of {[*usable, 'auto']}")
+        raise ValueError(
+            f"{op} on {device}: got backend {wanted!r} from {by}, expected one of {[*usable, 'auto']}"
+        )
     try:
         return Choice(wanted, usable[wanted].load(), f"{op} on {device}: {wanted}, because {by} asked for it")
     except ImportError as error:

@@ -29,7 +29,6 @@ def check_accept(
     batch, layers, steps, dims, levels = logits.shape
     if min(layers, steps, dims, levels) < 1:
         raise ValueError(f"logits: got shape {tuple(logits.shape)}, expected L, T, D, V of at least 1")
-    check_params(params, layers, steps * dims, uniforms is not None)
 
     device, ints, floats = logits.device, torch.int32, torch.float32
     check("state.codes", state.codes, ints, (batch, layers, steps, dims), device)
@@ -49,6 +48,7 @@ def check_accept(
     action_dims = dims if decoder is None else check_decoder(decoder, dims, device)
     if actions is not None:
         check("actions", actions, floats, (batch, steps, action_dims), device)
+    check_params(params, layers, steps * dims, uniforms is not None)
 
 
 def check_params(params: AcceptParams, layers: int, elements: int, has_uniforms: bool) -> None:
@@ -80,7 +80,9 @@ def check_decoder(decoder: ActionDecoder, dims: int, device: torch.device) -> in
     return actions
 
 
-def check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:
+def check(
+    name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
+) -> None:
     """One contiguous tensor."""
     if tensor.dtype != dtype:
         raise TypeError(f"{name}: got {tensor.dtype}, expected {dtype}")

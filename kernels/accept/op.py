@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from rsd_fast.kernels.registry import pick
-
+from ..registry import pick
 from .checks import check_accept
 from .state import AcceptParams, ActionDecoder, RoundState
 

@@ -3,9 +3,9 @@
 Runs on CPU and CUDA, without host synchronisation.
 
 Words: c the code that stands in a layer at entry, m main's choice there, x main's logits (fp32), l a layer,
-e = (t, d) an element. A *walk* goes up from the entry frontier as long as layers are accepted; the layer where
-it ends takes m, which is final too (the correction costs nothing), so an unfinished frontier moves at least
-one layer a pass.
+e = (t, d) an element. A *walk* goes up from the entry frontier as long as layers are accepted; the layer
+where it ends takes m, which is final too (the correction costs nothing), so an unfinished frontier moves at
+least one layer a pass.
 
 Edge cases, the same in every backend:
 - argmax ties: the lowest level. A NaN logit counts as -inf. A row of equal logits, -inf included, is a

@@ -151,9 +151,9 @@ class AcceptParams:
             self.granularity != "layer" or self.rule != "distance" or self.expected
         ):
             raise ValueError(
-                f"got temperature {self.temperature} with granularity {self.granularity!r}, rule {self.rule!r}, "
-                f"expected={self.expected}, but sampling takes granularity 'layer', rule 'distance', "
-                "expected=False"
+                f"got temperature {self.temperature} with granularity {self.granularity!r}, "
+                f"rule {self.rule!r}, expected={self.expected}; sampling takes granularity 'layer', "
+                "rule 'distance', expected=False"
             )
 
 

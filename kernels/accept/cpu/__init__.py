@@ -19,7 +19,18 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 GRANULARITIES = {"element": 0, "layer": 1, "all": 2}
 RULES = {"distance": 0, "typical": 1}
 POINTERS = (
-    *("logits", "codes", "frontier", "drafted", "finished", "passes", "latents", "agreed", "kept", "codebook"),
+    *(
+        "logits",
+        "codes",
+        "frontier",
+        "drafted",
+        "finished",
+        "passes",
+        "latents",
+        "agreed",
+        "kept",
+        "codebook",
+    ),
     *("slack", "uniforms", "draft_probs", "w1", "b1", "w2", "b2", "gain", "offset", "actions"),
 )
 INTEGERS = (
@@ -47,7 +58,9 @@ def load() -> ctypes.CDLL:
         ImportError: it was not built, or is older than this file.
     """
     if not LIBRARY.exists():
-        raise ImportError("the C++ kernels were not built: install CMake and a compiler, then reinstall rsd-fast")
+        raise ImportError(
+            "the C++ kernels were not built: install CMake and a compiler, then reinstall rsd-fast"
+        )
     try:
         library = ctypes.CDLL(str(LIBRARY))
     except OSError as error:

@@ -44,6 +44,7 @@ extern "C" struct RsdAcceptArgs {
 namespace {
 
 using Args = RsdAcceptArgs;
+constexpr int64_t kSteps = 8;  // of the action decoder at once: a vector register
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
 // ---------------------------------------------------------------------------------------------- numbers
@@ -74,20 +75,19 @@ inline float to_float(Float16 value) {
   return from_bits(bits | sign);
 }
 
-// e^x for x <= 0, within 2 units in the last place; what is below e^-87 is 0. Plain arithmetic, so that it vectorises.
+// e^x for x <= 0, within 2 units in the last place, never below e^-87. Plain arithmetic, so that it vectorises.
 inline float exp_negative(float x) {
-  const float clamped = std::max(x, -87.0f);
-  const float n = std::floor(clamped * 1.44269504f + 0.5f);
-  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
-  float p = 1.9875691500e-4f;                                         // minimax polynomial of Cephes' expf
+  x = x > -87.0f ? x : -87.0f;
+  const int32_t n = int32_t(x * 1.44269504f - 0.5f);  // to nearest: the sum is not positive
+  const float r = (x - float(n) * 0.693359375f) + float(n) * 2.12194440e-4f;  // ln 2 in two parts
+  float p = 1.9875691500e-4f;  // minimax polynomial of Cephes' expf
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const float value = p * from_bits(uint32_t(int32_t(n) + 127) << 23);
-  return x < -87.0f ? 0.0f : value;
+  return p * from_bits(uint32_t(n + 127) << 23);
 }
 
 // x * tanh(log(1 + e^x)), written with w = e^-|x| so that nothing overflows or cancels.
@@ -105,27 +105,30 @@ struct Scratch {
   std::vector<float> top;      // [E] their maximum
   std::vector<int32_t> greedy, choice, agree, walking, changed, entry;  // [E]
   std::vector<float> row;      // two of [V] (weights, residual) or of [E] (mean, sum)
-  std::vector<float> hidden;   // [D + H, T]
+  std::vector<float> steps;    // [D + H + A, kSteps] of the action decoder
 
   explicit Scratch(const Args& a) {
     const size_t e = size_t(a.T * a.D);
     x.resize(size_t(a.V) * e);
-    top.resize(e);  // also [T] sums of the action decoder: T <= E
+    top.resize(e);
     for (auto* buffer : {&greedy, &choice, &agree, &walking, &changed, &entry}) buffer->resize(e);
     row.resize(2 * std::max(e, size_t(a.V)));
-    hidden.resize(size_t(a.T * (a.D + a.H)));
+    steps.resize(size_t(kSteps * (a.D + a.H + a.A)));
   }
 };
 
 template <typename T>
 RSD_VECTOR void load_layer(const Args& a, const T* base, float* x) {
+  const int64_t E = a.T * a.D;
+  const bool even = a.stride_t == a.D * a.stride_d;  // steps and dims are one run of elements
+  const int64_t rows = even ? 1 : a.T, run = even ? E : a.D;
   for (int64_t v = 0; v < a.V; ++v) {
-    for (int64_t t = 0; t < a.T; ++t) {
-      const T* from = base + v * a.stride_v + t * a.stride_t;
-      float* to = x + v * a.T * a.D + t * a.D;
-      for (int64_t d = 0; d < a.D; ++d) {
-        const float value = to_float(from[d * a.stride_d]);
-        to[d] = value == value ? value : -kInf;  // NaN counts as -inf
+    for (int64_t row = 0; row < rows; ++row) {
+      const T* from = base + v * a.stride_v + row * a.stride_t;
+      float* to = x + v * E + row * a.D;
+      for (int64_t i = 0; i < run; ++i) {
+        const float value = to_float(from[i * a.stride_d]);
+        to[i] = value == value ? value : -kInf;  // NaN counts as -inf
       }
     }
   }
@@ -252,18 +255,20 @@ int64_t select_layer(const Args& a, int64_t l, bool proposed, int32_t* codes, in
 
 // ---------------------------------------------------------------------------------------------- dequantise, decode
 
-RSD_VECTOR void softmax_mean(const Args& a, const Scratch& s, const float* levels, float* mean, float* sum) {
-  const int64_t E = a.T * a.D;
+// The mean of the levels [D, V] under the softmax of x [V, E], for every element. Overwrites x with the weights.
+RSD_VECTOR void softmax_mean(int64_t V, int64_t T, int64_t D, float* x, const float* top, const float* levels, float* mean,
+                             float* sum) {
+  const int64_t E = T * D;
   for (int64_t e = 0; e < E; ++e) mean[e] = sum[e] = 0.0f;
-  for (int64_t v = 0; v < a.V; ++v) {
-    for (int64_t t = 0; t < a.T; ++t) {
-      for (int64_t d = 0; d < a.D; ++d) {
-        const int64_t e = t * a.D + d;
-        const float x = s.x[size_t(v * E + e)];
-        const float weight = x == s.top[e] ? 1.0f : exp_negative(x - s.top[e]);
-        mean[e] += weight * levels[d * a.V + v];
-        sum[e] += weight;
-      }
+  for (int64_t v = 0; v < V; ++v) {
+    float* row = x + v * E;
+    for (int64_t e = 0; e < E; ++e) {
+      const float below = exp_negative(row[e] - top[e]);
+      row[e] = row[e] == top[e] ? 1.0f : below;
+    }
+    for (int64_t e = 0; e < E; ++e) sum[e] += row[e];
+    for (int64_t t = 0; t < T; ++t) {
+      for (int64_t d = 0; d < D; ++d) mean[t * D + d] += row[t * D + d] * levels[d * V + v];
     }
   }
   for (int64_t e = 0; e < E; ++e) mean[e] /= sum[e];
@@ -273,7 +278,9 @@ RSD_VECTOR void softmax_mean(const Args& a, const Scratch& s, const float* level
 void dequantise(const Args& a, const int32_t* codes, const int32_t* frontier, float* latents, Scratch& s) {
   const int64_t E = a.T * a.D;
   float *mean = s.row.data(), *sum = mean + E;
-  if (a.expected) softmax_mean(a, s, a.codebook + (a.stop - 1) * a.D * a.V, mean, sum);  // x holds layer stop - 1
+  if (a.expected) {  // x holds layer stop - 1
+    softmax_mean(a.V, a.T, a.D, s.x.data(), s.top.data(), a.codebook + (a.stop - 1) * a.D * a.V, mean, sum);
+  }
   for (int64_t e = 0; e < E; ++e) {
     if (s.entry[e] >= a.stop) continue;
     const int64_t d = e % a.D;
@@ -286,36 +293,46 @@ void dequantise(const Args& a, const int32_t* codes, const int32_t* frontier, fl
   }
 }
 
-// actions = gain * (w2 mish(w1 z + b1) + b2) + offset. Transposed to [., T], so that a vector register holds steps.
-RSD_VECTOR void decode_actions(const Args& a, const float* latents, float* actions, Scratch& s) {
-  const int64_t T = a.T;
+// to[row] = bias[row] + sum_i weights[row, i] * from[i], for kSteps steps at once.
+RSD_VECTOR void linear(const float* weights, const float* bias, int64_t rows, int64_t columns, const float* from,
+                       float* to) {
+  for (int64_t row = 0; row < rows; ++row) {
+    float sums[kSteps];
+    for (int64_t t = 0; t < kSteps; ++t) sums[t] = bias[row];
+    for (int64_t i = 0; i < columns; ++i) {
+      const float weight = weights[row * columns + i];
+      for (int64_t t = 0; t < kSteps; ++t) sums[t] += weight * from[i * kSteps + t];
+    }
+    for (int64_t t = 0; t < kSteps; ++t) to[row * kSteps + t] = sums[t];
+  }
+}
+
+RSD_VECTOR void mish(float* values, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) values[i] = mish(values[i]);
+}
+
+// actions = gain * (w2 mish(w1 z + b1) + b2) + offset, a few steps at a time.
+void decode_actions(const Args& a, const float* latents, float* actions, Scratch& s) {
   if (a.w1 == nullptr) {
-    for (int64_t t = 0; t < T; ++t) {
-      for (int64_t d = 0; d < a.D; ++d) {
-        const float z = latents[t * a.D + d];
-        actions[t * a.D + d] = a.gain == nullptr ? z : z * a.gain[d] + a.offset[d];
-      }
+    for (int64_t e = 0; e < a.T * a.D; ++e) {
+      actions[e] = a.gain == nullptr ? latents[e] : latents[e] * a.gain[e % a.D] + a.offset[e % a.D];
     }
     return;
   }
-  float *z = s.hidden.data(), *hidden = z + a.D * T, *sums = s.top.data();
-  for (int64_t t = 0; t < T; ++t) {
-    for (int64_t d = 0; d < a.D; ++d) z[d * T + t] = latents[t * a.D + d];
-  }
-  for (int64_t h = 0; h < a.H; ++h) {
-    float* row = hidden + h * T;
-    for (int64_t t = 0; t < T; ++t) row[t] = a.b1[h];
-    for (int64_t d = 0; d < a.D; ++d) {
-      for (int64_t t = 0; t < T; ++t) row[t] += a.w1[h * a.D + d] * z[d * T + t];
+  float *z = s.steps.data(), *hidden = z + a.D * kSteps, *out = hidden + a.H * kSteps;
+  for (int64_t begin = 0; begin < a.T; begin += kSteps) {
+    const int64_t steps = std::min(kSteps, a.T - begin);  // the rest of z is left over, and not used
+    for (int64_t t = 0; t < steps; ++t) {
+      for (int64_t d = 0; d < a.D; ++d) z[d * kSteps + t] = latents[(begin + t) * a.D + d];
     }
-    for (int64_t t = 0; t < T; ++t) row[t] = mish(row[t]);
-  }
-  for (int64_t i = 0; i < a.A; ++i) {
-    for (int64_t t = 0; t < T; ++t) sums[t] = a.b2[i];
-    for (int64_t h = 0; h < a.H; ++h) {
-      for (int64_t t = 0; t < T; ++t) sums[t] += a.w2[i * a.H + h] * hidden[h * T + t];
+    linear(a.w1, a.b1, a.H, a.D, z, hidden);
+    mish(hidden, a.H * kSteps);
+    linear(a.w2, a.b2, a.A, a.H, hidden, out);
+    for (int64_t t = 0; t < steps; ++t) {
+      for (int64_t i = 0; i < a.A; ++i) {
+        actions[(begin + t) * a.A + i] = out[i * kSteps + t] * a.gain[i] + a.offset[i];
+      }
     }
-    for (int64_t t = 0; t < T; ++t) actions[t * a.A + i] = sums[t] * a.gain[i] + a.offset[i];
   }
 }
 

@@ -1,0 +1,30 @@
+# make demo   sets everything up and runs the closed loop: sequential against RSD, table, plot, video
+# make test   sets everything up and runs the checks and the tests
+# Both are idempotent; what is there already is left alone.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+TRIALS ?= 20
+
+.PHONY: demo test check gl clean
+
+$(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[sim,eval,train,bench,test]"
+	touch $@
+
+gl:
+	tools/ensure_gl.sh
+
+demo: $(VENV)/.installed gl
+	$(BIN)/rsd-fast eval --suite robosuite --trials $(TRIALS) --modes sequential rsd --out results/demo --resume
+
+test: $(VENV)/.installed gl
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+clean:
+	rm -rf $(VENV) build *.egg-info results/demo

@@ -1,0 +1,167 @@
+"""The decoding loop: draft, verify, accept, advance.
+
+    codes, frontier = draft(prefix), 0             # drafted layers; the rest a neutral code
+    while not finished(frontier):                  # per sample
+        logits = main.decode(prefix, codes)        # one pass over all L * T queries, at one fixed shape
+        codes, frontier = accept(codes, logits)    # one fused kernel
+    actions = dequantise(codes)
+
+The modes are the same loop with another first proposal:
+
+| mode | first proposal | layers above the frontier |
+|---|---|---|
+| sequential | none | stay unproposed: one layer a pass |
+| rsd | the draft model's | main's own guesses become the next proposal |
+| jacobi | none | main's own guesses become the next proposal |
+| parallel | none | one pass of a head that predicts all layers at once |
+
+Guarantees (tests/test_decoding.py): at granularity `layer`, rule `exact`, theta 1 the codes are bit-for-bit those of
+sequential decoding for any draft; no round takes more than `stop` passes; a row decodes the same alone or in a batch.
+
+This loop runs on the host and looks at `finished` once a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rsd_fast.acceptance import Acceptance
+from rsd_fast.codec import RFSQCodec
+from rsd_fast.kernels.accept import ActionDecoder, RoundState, accept_
+from rsd_fast.proposal import Proposal
+
+Mode = Literal["sequential", "rsd", "jacobi", "parallel"]
+MODES: tuple[str, ...] = get_args(Mode)
+
+Pass = Callable[[Int[Tensor, "B L T D"]], Float[Tensor, "B L T D V"]]
+
+
+class ChunkDecoder:
+    """Decodes chunks of one codec under one acceptance setting.
+
+    Args:
+        codec: defines the codes and what they decode to.
+        acceptance: rule, granularity, share.
+        mode: see the table above.
+        steps: T, the steps of a chunk.
+        stop: layers to decode; all by default. `codec.depth_for(tolerance)` gives an honest early stop.
+        backend: of the accept op; `auto` picks the fastest there is.
+
+    Raises:
+        ValueError: an unknown mode, a stop outside 1 .. L, or an acceptance that the mode cannot honour.
+    """
+
+    def __init__(
+        self,
+        codec: RFSQCodec,
+        acceptance: Acceptance,
+        mode: Mode = "rsd",
+        *,
+        steps: int,
+        stop: int | None = None,
+        backend: str = "auto",
+    ) -> None:
+        config = codec.config
+        if mode not in MODES:
+            raise ValueError(f"got mode {mode!r}, expected one of {list(MODES)}")
+        self.stop = config.layers if stop is None else stop
+        if not 1 <= self.stop <= config.layers:
+            raise ValueError(f"got stop {stop}, expected 1 to the codec's {config.layers} layers")
+        self.codec, self.acceptance, self.mode, self.steps, self.backend = codec, acceptance, mode, steps, backend
+        self.params = acceptance.params(
+            stop=self.stop,
+            elements=steps * config.latent_dims,
+            redraft=mode in ("rsd", "jacobi"),
+            parallel=mode == "parallel",
+        )
+        device = codec.codebook.device
+        self.slack = acceptance.rule.slack_table(config.layers, config.latent_dims).to(device)
+        self.decoder = action_decoder(codec)
+
+    def begin(self, batch: int, proposal: Proposal | None = None) -> RoundState:
+        """A fresh state for `batch` chunks; only mode rsd takes a proposal, and needs one."""
+        if (proposal is not None) != (self.mode == "rsd"):
+            raise ValueError(f"mode {self.mode} {'needs a' if self.mode == 'rsd' else 'takes no'} proposal")
+        config = self.codec.config
+        state = RoundState.new(
+            batch, config.layers, self.steps, config.latent_dims, device=self.codec.codebook.device
+        )
+        codes = None if proposal is None else proposal.top(self.stop).codes
+        state.begin_(codes, 0 if codes is None else codes.shape[1], config.levels // 2)
+        return state
+
+    @torch.no_grad()
+    def run(
+        self,
+        main_pass: Pass,
+        batch: int,
+        proposal: Proposal | None = None,
+        uniforms: Float[Tensor, "B L T D 2"] | None = None,
+    ) -> tuple[Float[Tensor, "B T A"], RoundState]:
+        """One round for `batch` chunks.
+
+        Args:
+            main_pass: codes int32 `[B, L, T, D]` -> logits `[B, L, T, D, V]`, against a prefix it holds.
+            batch: B.
+            proposal: the draft's; mode rsd only.
+            uniforms: float32 in [0, 1), needed when the temperature is above 0.
+
+        Returns:
+            Actions in physical units, float32 `[B, T, A]`, and the final state (codes, passes, what was kept).
+        """
+        state = self.begin(batch, proposal)
+        actions = torch.empty(batch, self.steps, self.codec.config.action_dims, device=state.codes.device)
+        draft_probs = None
+        if uniforms is not None and proposal is not None:
+            draft_probs = self._padded_probs(proposal.top(self.stop))
+        for _ in range(self.stop):  # the frontier moves at least one layer a pass
+            self.accept(main_pass(state.codes), state, actions, uniforms, draft_probs)
+            if bool(state.finished.all()):
+                break
+        return actions, state
+
+    def accept(
+        self,
+        logits: Float[Tensor, "B L T D V"],
+        state: RoundState,
+        actions: Float[Tensor, "B T A"],
+        uniforms: Float[Tensor, "B L T D 2"] | None = None,
+        draft_probs: Float[Tensor, "B L T D V"] | None = None,
+    ) -> None:
+        """The tail of one pass; updates `state`, and `actions` of the samples that finish."""
+        accept_(
+            logits,
+            state,
+            self.codec.codebook,
+            self.slack,
+            self.params,
+            uniforms=uniforms,
+            draft_probs=draft_probs,
+            decoder=self.decoder,
+            actions=actions,
+            backend=self.backend,
+        )
+
+    def _padded_probs(self, proposal: Proposal) -> Float[Tensor, "B L T D V"] | None:
+        # The op reads the draft's distribution at drafted layers only; it wants one fixed shape.
+        if proposal.probs is None:
+            return None
+        batch, drafted, *rest = proposal.probs.shape
+        padded = proposal.probs.new_zeros(batch, self.codec.config.layers, *rest)
+        padded[:, :drafted] = proposal.probs
+        return padded
+
+
+def action_decoder(codec: RFSQCodec) -> ActionDecoder:
+    """The codec's way from latents to physical units, as the kernel takes it (float32, contiguous copies)."""
+    weights: tuple[Tensor | None, ...] = (None,) * 4
+    if codec.decoder is not None:
+        first, _, last = codec.decoder
+        weights = (first.weight, first.bias, last.weight, last.bias)
+    w1, b1, w2, b2 = (None if w is None else w.detach().float().contiguous() for w in weights)
+    return ActionDecoder(w1, b1, w2, b2, codec.normalizer.gain.float(), codec.normalizer.offset.float())

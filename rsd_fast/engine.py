@@ -1,0 +1,303 @@
+"""The engine: camera images, robot state and an instruction in, a chunk of actions out.
+
+    engine = RSDInferenceEngine.from_pretrained("robosuite-nano")
+    actions, info = engine.generate_action(obs, "lift the red cube")
+
+`obs` is what LIBERO evaluation scripts build: `{"full_image": uint8 [H, W, 3], "wrist_image": ..., "state": [8]}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import rsd_fast
+from rsd_fast.acceptance import Acceptance, Granularity, Rule, parse_rule
+from rsd_fast.codec import RFSQCodec
+from rsd_fast.decoding import ChunkDecoder, Mode
+from rsd_fast.kernels.accept import RoundState
+from rsd_fast.models.checkpoints import PolicyParts, check_fit, load_policy
+from rsd_fast.models.draft import DraftModel
+from rsd_fast.models.inputs import PolicyInputs, Prefix
+from rsd_fast.models.main import MainModel
+from rsd_fast.observation import Observation, build_inputs
+from rsd_fast.proposal import Proposal
+from rsd_fast.round_statistics import RoundStatistics, StageClock
+
+M = TypeVar("M", bound=torch.nn.Module)
+
+
+class RSDInferenceEngine:
+    """Decodes action chunks by residual speculative decoding.
+
+    Args:
+        main_model: with its tokenizer.
+        draft_model: needed by mode `rsd`, unused by the others.
+        rfsq_model: the codec.
+        mode: `sequential`, `rsd`, `jacobi` or `parallel` (see `rsd_fast.decoding`).
+        rule: `exact`, `distance(LEVELS)`, `typical(TAU)`, or a `Rule`.
+        granularity: `element` (partial acceptance) or `layer`.
+        theta: share of elements that must be final (`element`) or agree (`layer`).
+        keep: what disagreeing elements of an accepted layer take, `main` or `draft` (`layer` only).
+        expected_last: read the last layer as a mean over the levels, not as the likeliest level. Default: yes when
+            greedy, and never when sampling.
+        temperature: above 0 samples from main's distribution; needs `layer`, `exact` and theta 1.
+        stop: layers to decode; default all.
+        tolerance: adaptive depth instead of `stop`: the fewest layers that are within so much of the full code, in
+            the units of the action.
+        device: `auto`, `cpu`, `cuda`, ...
+        dtype: of the networks; default bfloat16 on a GPU and float32 on the CPU.
+        batch_invariant: decode every row at batch one, so that its bits do not depend on its neighbours. Default: on
+            the CPU, where batching gains little.
+        seed: of the draws when sampling.
+        backend: of the accept op; `auto`, `reference`, `cpu` or `triton`.
+
+    Raises:
+        ValueError: settings or parts that do not fit together.
+    """
+
+    def __init__(
+        self,
+        main_model: MainModel,
+        draft_model: DraftModel | None,
+        rfsq_model: RFSQCodec,
+        *,
+        mode: Mode = "rsd",
+        rule: str | Rule = "distance(1)",
+        granularity: Granularity = "element",
+        theta: float = 0.95,
+        keep: str = "main",
+        expected_last: bool | None = None,
+        temperature: float = 0.0,
+        stop: int | None = None,
+        tolerance: float | None = None,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype | None = None,
+        batch_invariant: bool | None = None,
+        seed: int = 0,
+        backend: str = "auto",
+    ) -> None:
+        check_fit(PolicyParts(rfsq_model, main_model, draft_model))
+        if main_model.tokenizer is None:
+            raise ValueError("main_model has no tokenizer; set main_model.tokenizer or load it with from_pretrained")
+        if mode == "rsd" and draft_model is None:
+            raise ValueError("mode 'rsd' needs a draft_model; without one use 'jacobi', 'sequential' or 'parallel'")
+        if mode == "parallel" and "parallel" not in main_model.heads:
+            raise ValueError(f"mode 'parallel' needs a parallel head; this model has {list(main_model.heads)}")
+        if stop is not None and tolerance is not None:
+            raise ValueError("got both stop and tolerance, expected at most one: tolerance chooses the stop")
+        self.device = _device(device)
+        self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        self.batch_invariant = self.device.type == "cpu" if batch_invariant is None else batch_invariant
+        self.mode = mode
+        self.codec = rfsq_model.to(self.device).eval()
+        self.main = _to(main_model, self.device, self.dtype)
+        self.draft = _to(draft_model, self.device, self.dtype) if mode == "rsd" and draft_model else None
+        self.tokenizer = main_model.tokenizer
+        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._decoder = ChunkDecoder(
+            self.codec,
+            Acceptance(
+                rule=parse_rule(rule) if isinstance(rule, str) else rule,
+                granularity=granularity,
+                theta=theta,
+                keep=keep,  # type: ignore[arg-type]  # checked by AcceptParams, which lists the choices
+                expected_last=temperature == 0 if expected_last is None else expected_last,
+                temperature=temperature,
+            ),
+            mode,
+            steps=main_model.config.head.steps,
+            stop=self.codec.depth_for(tolerance) if tolerance is not None else stop,
+            backend=backend,
+        )
+        self._rule_name = rule if isinstance(rule, str) else repr(rule)
+        self._head = "parallel" if mode == "parallel" else "hierarchical"
+        self.reset_stats()
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_hub_id: str | Path | None = None, *, mode: Mode = "rsd", draft: str = "regression", **settings: Any
+    ) -> RSDInferenceEngine:
+        """Loads a policy folder, a shipped checkpoint by name, or a hub id; the default is the shipped one.
+
+        Args:
+            path_or_hub_id: see `rsd_fast.models.checkpoints.resolve_checkpoint`.
+            mode: as above.
+            draft: which of the folder's draft models, `regression` or `coarse`.
+            **settings: as above.
+
+        Raises:
+            FileNotFoundError: nothing there, or a part is missing.
+            ValueError: the parts do not fit together.
+        """
+        parts = load_policy(path_or_hub_id, draft if mode == "rsd" else None)
+        return cls(parts.main, parts.draft, parts.codec, mode=mode, **settings)
+
+    # ---- observation -> actions
+
+    def generate_action(
+        self, obs: Observation, task_description: str
+    ) -> tuple[Float[np.ndarray, "T 7"], dict[str, Any]]:
+        """One chunk.
+
+        Args:
+            obs: `full_image` and `wrist_image`, uint8 `[H, W, 3]`, upright; `state`, 8 numbers (end-effector position
+                in m, axis-angle in rad, two gripper fingers in m).
+            task_description: the instruction.
+
+        Returns:
+            Actions float32 `[T, 7]`, un-normalised, and `info`: see `generate_actions`.
+
+        Raises:
+            ValueError: a missing camera, a wrong shape or dtype, NaN, an empty instruction.
+        """
+        actions, infos = self.generate_actions([obs], [task_description])
+        return actions[0], infos[0]
+
+    def generate_actions(
+        self, observations: Sequence[Observation], instructions: Sequence[str]
+    ) -> tuple[Float[np.ndarray, "B T 7"], list[dict[str, Any]]]:
+        """A batch of chunks.
+
+        Returns:
+            Actions float32 `[B, T, 7]`, un-normalised, and one `info` a chunk:
+
+            - `passes`: runs of the main model over the action queries.
+            - `accepted_layers`: layers kept from the draft in the first pass, a mean over the elements.
+            - `match_rates`, `kept_rates`: per drafted layer, the share of elements whose draft agreed with main, and
+              whose draft code was kept.
+            - `codes`: int32 `[L, T, D]`.
+            - `ms`: milliseconds by stage (`vision`, `prefill`, `draft`, `passes`, `tail`, `total`) of the whole call.
+            - `batch`: chunks in the call.
+
+        Raises:
+            ValueError: as `generate_action`.
+        """
+        inputs = build_inputs(observations, instructions, self.main.config, self.tokenizer)
+        clock = StageClock(self.device)
+        size = 1 if self.batch_invariant else len(inputs)
+        actions, infos = [], []
+        for start in range(0, len(inputs), size):
+            chunk_actions, state = self.decode_inputs(inputs[start : start + size], clock)
+            actions.append(chunk_actions.cpu())
+            infos += _describe_rounds(state, self._decoder.steps * self.codec.config.latent_dims)
+        clock.mark("tail")  # the copy of the results
+        ms = clock.milliseconds()
+        for info in infos:
+            info |= {"ms": ms, "batch": len(inputs)}
+        self._statistics.add(infos, ms)
+        return torch.cat(actions).numpy(), infos
+
+    @torch.inference_mode()
+    def decode_inputs(
+        self, inputs: PolicyInputs, clock: StageClock | None = None
+    ) -> tuple[Float[Tensor, "B T 7"], RoundState]:
+        """One round on prepared inputs: vision, prefill, draft, passes, tail. Results stay on the device."""
+        clock = clock or StageClock(self.device)
+        inputs = inputs.to(self.device)
+        features = self.main.encode_images(inputs.images)
+        clock.mark("vision")
+        prefix = self.main.prefill(inputs, features)
+        clock.mark("prefill")
+        uniforms = self._uniforms(len(inputs))
+        proposal = self._propose(prefix, uniforms)
+        clock.mark("draft")
+
+        def main_pass(codes: Tensor) -> Tensor:
+            clock.mark("tail")
+            logits = self.main.decode(prefix, codes, self._head)
+            clock.mark("passes")
+            return logits
+
+        return self._decoder.run(main_pass, len(inputs), proposal, uniforms)
+
+    def _propose(self, prefix: Prefix, uniforms: Tensor | None) -> Proposal | None:
+        if self.draft is None:
+            return None
+        draws = None
+        if uniforms is not None:  # the draft draws with numbers of its own: those of the round decide acceptance
+            head = self.draft.config.head
+            shape = (uniforms.shape[0], self.draft.config.layers, head.steps, head.latent_dims)
+            draws = torch.rand(shape, device=self.device, generator=self._generator)
+        return self.draft.propose(prefix, self.codec, draws)
+
+    def _uniforms(self, batch: int) -> Tensor | None:
+        if self._decoder.acceptance.temperature == 0:
+            return None
+        head = self.main.config.head
+        shape = (batch, head.layers, head.steps, head.latent_dims, 2)
+        return torch.rand(shape, device=self.device, generator=self._generator)
+
+    # ---- about the run
+
+    def stats(self) -> dict[str, Any]:
+        """Chunks, mean passes, acceptance histogram, and latency p50 and p99 by stage, since the last reset."""
+        return self._statistics.summary()
+
+    def reset_stats(self) -> None:
+        """Forgets what `stats` counts."""
+        self._statistics = RoundStatistics()
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that defines how this engine decodes, JSON-able, for the header of a record."""
+        acceptance = self._decoder.acceptance
+        return {
+            "mode": self.mode,
+            "rule": self._rule_name,
+            "granularity": acceptance.granularity,
+            "theta": acceptance.theta,
+            "keep": acceptance.keep,
+            "expected_last": acceptance.expected_last,
+            "temperature": acceptance.temperature,
+            "draft": self.draft.config.kind if self.draft else None,
+            "stop": self._decoder.stop,
+            "layers": self.codec.config.layers,
+            "levels": self.codec.config.levels,
+            "chunk": self._decoder.steps,
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "batch_invariant": self.batch_invariant,
+            "backend": self._decoder.backend,
+            "versions": {"rsd_fast": rsd_fast.__version__, "torch": torch.__version__},
+        }
+
+
+def _device(name: str | torch.device) -> torch.device:
+    if str(name) == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"got device {str(device)!r}, but torch {torch.__version__} sees no GPU; use device='cpu'")
+    return device
+
+
+def _to(model: M, device: torch.device, dtype: torch.dtype) -> M:
+    # Parameters only: statistics (buffers) keep their precision.
+    model = model.to(device).eval()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def _describe_rounds(state: RoundState, elements: int) -> list[dict[str, Any]]:
+    passes, codes = state.passes.cpu().tolist(), state.codes.cpu().numpy()
+    agreed, kept = state.agreed.cpu(), state.kept.cpu()
+    infos = []
+    for row, count in enumerate(passes):
+        drafted = agreed[row] >= 0
+        infos.append(
+            {
+                "passes": count,
+                "accepted_layers": kept[row][drafted].sum().item() / elements,
+                "match_rates": (agreed[row][drafted] / elements).tolist(),
+                "kept_rates": (kept[row][drafted] / elements).tolist(),
+                "codes": codes[row],
+            }
+        )
+    return infos

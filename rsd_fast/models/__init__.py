@@ -1,0 +1,1 @@
+"""The policy's networks: vision tower, backbone, heads, draft models, and their checkpoints."""

@@ -1,0 +1,112 @@
+"""Policy folders: codec, main model and draft models side by side.
+
+    <folder>/README.md             model card
+             codec/                config.json, model.safetensors
+             main/                 config.json, model.safetensors, tokenizer.json
+             draft-regression/     config.json, model.safetensors
+             draft-coarse/         config.json, model.safetensors
+
+Weights are safetensors; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from torch import nn
+
+from rsd_fast.codec import RFSQCodec
+from rsd_fast.models.draft import DRAFTS, DraftModel, load_draft
+from rsd_fast.models.main import MainModel
+
+SHIPPED = Path(__file__).parents[1] / "checkpoints"
+DEFAULT_CHECKPOINT = "robosuite-nano"
+
+
+@dataclass
+class PolicyParts:
+    """What a policy folder holds, in evaluation mode on the CPU."""
+
+    codec: RFSQCodec
+    main: MainModel
+    draft: DraftModel | None
+
+
+def resolve_checkpoint(path_or_id: str | Path | None = None) -> Path:
+    """A folder on disk for a path, the name of a shipped checkpoint, or a hub id (downloaded). None: the default.
+
+    Raises:
+        FileNotFoundError: there is no such thing; the message says what was looked for and where.
+    """
+    name = str(path_or_id or DEFAULT_CHECKPOINT)
+    for folder in (Path(name).expanduser(), SHIPPED / name):
+        if folder.is_dir():
+            return folder
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        try:
+            return Path(snapshot_download(name))
+        except Exception as error:  # the hub raises some ten kinds, none of which says what to do
+            raise FileNotFoundError(f"no folder {name!r}, and the hub did not give it: {error}") from error
+    shipped = sorted(p.name for p in SHIPPED.glob("*") if p.is_dir()) or ["none"]
+    raise FileNotFoundError(
+        f"no checkpoint at {name!r}: expected a folder, a hub id (owner/name) or a shipped one ({', '.join(shipped)})"
+    )
+
+
+def load_policy(path_or_id: str | Path | None = None, draft: str | None = "regression") -> PolicyParts:
+    """Reads a policy folder.
+
+    Args:
+        path_or_id: see `resolve_checkpoint`.
+        draft: the kind of draft model to load; None for none.
+
+    Raises:
+        FileNotFoundError: the folder, or a part of it, is missing.
+        ValueError: the parts do not fit together.
+    """
+    folder = resolve_checkpoint(path_or_id)
+    parts = ["codec", "main"] + ([f"draft-{draft}"] if draft else [])
+    if draft and draft not in DRAFTS:
+        raise ValueError(f"got draft {draft!r}, expected one of {sorted(DRAFTS)}")
+    for part in parts:
+        for file in ("config.json", "model.safetensors"):
+            if not (folder / part / file).is_file():
+                raise FileNotFoundError(f"{folder} is not a policy folder: {part}/{file} is missing")
+    policy = PolicyParts(
+        codec=RFSQCodec.from_pretrained(folder / "codec").eval(),
+        main=MainModel.from_pretrained(folder / "main").eval(),
+        draft=load_draft(str(folder / f"draft-{draft}"), draft).eval() if draft else None,
+    )
+    check_fit(policy)
+    return policy
+
+
+def check_fit(policy: PolicyParts) -> None:
+    """Raises ValueError if codec, main and draft do not speak of the same chunk and code."""
+    codec, head = policy.codec.config, policy.main.config.head
+    want = {"layers": codec.layers, "latent_dims": codec.latent_dims, "levels": codec.levels}
+    got = {name: getattr(head, name) for name in want}
+    if got != want:
+        raise ValueError(f"the main model predicts {got}, but the codec defines {want}")
+    if policy.draft is not None:
+        if policy.draft.config.head != head:
+            raise ValueError(f"the draft predicts {policy.draft.config.head}, but the main model {head}")
+        if policy.draft.config.prefix_width != policy.main.config.backbone.width:
+            raise ValueError(
+                f"the draft reads hidden states {policy.draft.config.prefix_width} wide, "
+                f"but the main model's are {policy.main.config.backbone.width} wide"
+            )
+
+
+def save_half(model: nn.Module, folder: str | Path) -> None:
+    """`save_pretrained` with parameters in bfloat16; statistics (buffers) stay as they are."""
+    assert isinstance(model, PyTorchModelHubMixin)
+    half = copy.deepcopy(model)
+    assert isinstance(half, nn.Module)
+    for parameter in half.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    half.save_pretrained(folder)

@@ -1,0 +1,172 @@
+"""Draft models: a cheap guess at the coarse layers, from the prefix that main has computed anyway."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from rsd_fast.codec import RFSQCodec
+from rsd_fast.models.heads import HeadConfig
+from rsd_fast.models.inputs import Prefix
+from rsd_fast.proposal import Proposal
+
+
+@dataclass(frozen=True)
+class DraftConfig:
+    """A draft model.
+
+    Attributes:
+        kind: one of `DRAFTS`.
+        prefix_width: width of main's hidden states.
+        width: of the draft's own trunk.
+        depth: cross-attention blocks.
+        heads: attention heads.
+        layers: coarse layers that it proposes (`coarse` only; `regression` is quantised to every layer).
+        head: the chunk and code.
+    """
+
+    kind: str = "regression"
+    prefix_width: int = 256
+    width: int = 192
+    depth: int = 2
+    heads: int = 3
+    layers: int = 2
+    head: HeadConfig = field(default_factory=HeadConfig)
+
+    def __post_init__(self) -> None:
+        """Rebuilds the nested configuration from JSON; raises ValueError on an unknown kind."""
+        if isinstance(self.head, dict):
+            object.__setattr__(self, "head", HeadConfig(**self.head))
+        if self.kind not in ("regression", "coarse"):
+            raise ValueError(f"got draft kind {self.kind!r}, expected 'regression' or 'coarse'")
+        if not 1 <= self.layers <= self.head.layers:
+            raise ValueError(f"got {self.layers} draft layers, expected 1 to the code's {self.head.layers}")
+
+
+class CrossBlock(nn.Module):
+    """Queries read the prefix, then each other, then think."""
+
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.cross_norm = nn.LayerNorm(width)
+        self.cross = nn.MultiheadAttention(
+            width, config.heads, batch_first=True, kdim=config.prefix_width, vdim=config.prefix_width
+        )
+        self.self_norm = nn.LayerNorm(width)
+        self.self_attn = nn.MultiheadAttention(width, config.heads, batch_first=True)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(
+        self, x: Float[Tensor, "B T width"], hidden: Float[Tensor, "B P prefix"], padding: Bool[Tensor, "B P"]
+    ) -> Float[Tensor, "B T width"]:
+        """`padding` is true where the prefix holds nothing."""
+        q = self.cross_norm(x)
+        x = x + self.cross(q, hidden, hidden, key_padding_mask=padding, need_weights=False)[0]
+        q = self.self_norm(x)
+        x = x + self.self_attn(q, q, q, need_weights=False)[0]
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class DraftModel(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="rsd_fast",
+    license="apache-2.0",
+    repo_url="rsd_fast",
+    tags=["robotics", "speculative-decoding"],
+):
+    """T learned queries over main's prefix; subclasses say what they read out."""
+
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.query = nn.Parameter(0.02 * torch.randn(1, config.head.steps, config.width))
+        self.blocks = nn.ModuleList(CrossBlock(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width)
+        self.readout = nn.Linear(config.width, self.outputs)
+
+    @property
+    def outputs(self) -> int:
+        """Numbers read out a step."""
+        raise NotImplementedError
+
+    def trunk(self, hidden: Float[Tensor, "B P prefix"], mask: Bool[Tensor, "B P"]) -> Float[Tensor, "B T outputs"]:
+        """The part that all drafts share."""
+        x = self.query.expand(hidden.shape[0], -1, -1)
+        for block in self.blocks:
+            x = block(x, hidden, ~mask)
+        return self.readout(self.norm(x))
+
+    def propose(self, prefix: Prefix, codec: RFSQCodec, uniforms: Tensor | None = None) -> Proposal:
+        """Codes for verification.
+
+        Args:
+            prefix: main's.
+            codec: quantises a continuous guess.
+            uniforms: float32 `[B, Ld, T, D]` in [0, 1), to draw the codes; without, the likeliest.
+        """
+        raise NotImplementedError
+
+
+class RegressionDraft(DraftModel):
+    """An L1-regression head, as OpenVLA-OFT's; its chunk is quantised by the codec into codes of every layer."""
+
+    @property
+    def outputs(self) -> int:
+        """D."""
+        return self.config.head.latent_dims
+
+    def forward(self, hidden: Float[Tensor, "B P prefix"], mask: Bool[Tensor, "B P"]) -> Float[Tensor, "B T D"]:
+        """Latents of the chunk."""
+        return self.trunk(hidden, mask)
+
+    def propose(self, prefix: Prefix, codec: RFSQCodec, uniforms: Tensor | None = None) -> Proposal:
+        """A point mass: a regression has no distribution to draw from."""
+        latents = self(prefix.hidden, prefix.mask).float()
+        return Proposal(codec.encode(latents, check_finite=False).targets)
+
+
+class CoarseDraft(DraftModel):
+    """Logits for the first layers, all at once (the original project's draft)."""
+
+    @property
+    def outputs(self) -> int:
+        """Ld * D * V."""
+        head = self.config.head
+        return self.config.layers * head.latent_dims * head.levels
+
+    def forward(self, hidden: Float[Tensor, "B P prefix"], mask: Bool[Tensor, "B P"]) -> Float[Tensor, "B Ld T D V"]:
+        """Logits of the coarse layers."""
+        head = self.config.head
+        flat = self.trunk(hidden, mask)
+        return flat.view(-1, head.steps, self.config.layers, head.latent_dims, head.levels).transpose(1, 2)
+
+    def propose(self, prefix: Prefix, codec: RFSQCodec, uniforms: Tensor | None = None) -> Proposal:
+        """The likeliest codes; with `uniforms`, codes drawn from the draft's distribution, and that distribution."""
+        logits = self(prefix.hidden, prefix.mask).float()
+        if uniforms is None:
+            return Proposal(logits.argmax(-1).to(torch.int32))
+        probs = F.softmax(logits, -1)
+        codes = (probs.cumsum(-1) <= uniforms[..., None]).sum(-1).clamp_max(self.config.head.levels - 1)
+        return Proposal(codes.to(torch.int32), probs)
+
+
+DRAFTS: dict[str, type[DraftModel]] = {"regression": RegressionDraft, "coarse": CoarseDraft}
+
+
+def make_draft(config: DraftConfig) -> DraftModel:
+    """The draft model of a configuration's kind."""
+    return DRAFTS[config.kind](config)
+
+
+def load_draft(path: str, kind: str, **kwargs: Any) -> DraftModel:
+    """`from_pretrained` of the class that `kind` names."""
+    if kind not in DRAFTS:
+        raise ValueError(f"got draft {kind!r}, expected one of {sorted(DRAFTS)}")
+    return DRAFTS[kind].from_pretrained(path, **kwargs)

@@ -1,0 +1,59 @@
+"""What goes into a policy, and what a prefill leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+
+@dataclass
+class PolicyInputs:
+    """A batch of observations with their instructions, on one device.
+
+    Attributes:
+        images: uint8, `[B, cameras, H, W, 3]`, upright; third-person camera first, then the wrist.
+        proprio: float32 `[B, 8]` in physical units: end-effector position (m), axis-angle (rad), gripper (m, two
+            fingers).
+        tokens: int64 `[B, N]`, the instruction, padded to the model's fixed N.
+        token_mask: bool `[B, N]`, true where `tokens` is not padding.
+    """
+
+    images: UInt8[Tensor, "B cameras H W 3"]
+    proprio: Float[Tensor, "B 8"]
+    tokens: Int[Tensor, "B N"]
+    token_mask: Bool[Tensor, "B N"]
+
+    def to(self, device: torch.device | str) -> PolicyInputs:
+        """The same batch on another device."""
+        return PolicyInputs(*(tensor.to(device) for tensor in self._fields()))
+
+    def __getitem__(self, rows: slice) -> PolicyInputs:
+        """A part of the batch."""
+        return PolicyInputs(*(tensor[rows] for tensor in self._fields()))
+
+    def __len__(self) -> int:
+        """B."""
+        return self.images.shape[0]
+
+    def _fields(self) -> tuple[Tensor, ...]:
+        return self.images, self.proprio, self.tokens, self.token_mask
+
+
+@dataclass
+class Prefix:
+    """What main keeps of an observation: everything that action queries and draft models read.
+
+    Attributes:
+        keys: per backbone layer, `[B, heads, P, head_dim]`, rotary positions applied.
+        values: likewise.
+        hidden: the final normalised hidden states, `[B, P, width]`.
+        mask: bool `[B, P]`, false at padding.
+    """
+
+    keys: list[Float[Tensor, "B heads P head_dim"]]
+    values: list[Float[Tensor, "B heads P head_dim"]]
+    hidden: Float[Tensor, "B P width"]
+    mask: Bool[Tensor, "B P"]

@@ -1,0 +1,81 @@
+"""Instructions -> tokens of a fixed length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Int
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+
+_PAD = "<pad>"
+
+
+class InstructionTokenizer:
+    """A `tokenizers` tokenizer with padding to a fixed length, so that shapes never depend on the text."""
+
+    FILE = "tokenizer.json"
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.pad_id = tokenizer.token_to_id(_PAD)
+        if self.pad_id is None:
+            raise ValueError(f"the tokenizer has no {_PAD} token; make it with InstructionTokenizer.train")
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int = 512, max_tokens: int = 24) -> InstructionTokenizer:
+        """A byte-level BPE on lower-cased instructions; any text can be encoded."""
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.train_from_iterator(
+            texts,
+            trainers.BpeTrainer(
+                vocab_size=vocab_size,
+                special_tokens=[_PAD],
+                initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                show_progress=False,
+            ),
+        )
+        return cls(tokenizer, max_tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return self.tokenizer.get_vocab_size()
+
+    def __call__(self, instructions: Sequence[str]) -> tuple[Int[Tensor, "B N"], Bool[Tensor, "B N"]]:
+        """Token ids (int64) and the mask of real tokens, both `[B, max_tokens]`.
+
+        Raises:
+            ValueError: an instruction is empty, or longer than `max_tokens`.
+        """
+        tokens = torch.full((len(instructions), self.max_tokens), self.pad_id, dtype=torch.int64)
+        mask = torch.zeros(len(instructions), self.max_tokens, dtype=torch.bool)
+        for row, text in enumerate(instructions):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"got instruction {text!r}, expected a non-empty string")
+            ids = self.tokenizer.encode(text.strip()).ids
+            if len(ids) > self.max_tokens:
+                raise ValueError(
+                    f"the instruction {text!r} has {len(ids)} tokens, this model takes at most {self.max_tokens}"
+                )
+            tokens[row, : len(ids)] = torch.tensor(ids)
+            mask[row, : len(ids)] = True
+        return tokens, mask
+
+    def save(self, folder: Path) -> None:
+        """Writes `tokenizer.json`."""
+        self.tokenizer.save(str(folder / self.FILE))
+
+    @classmethod
+    def load(cls, folder: Path, max_tokens: int) -> InstructionTokenizer:
+        """Reads `tokenizer.json`."""
+        path = folder / cls.FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"no {cls.FILE} in {folder}; a main model's folder holds its tokenizer")
+        return cls(Tokenizer.from_file(str(path)), max_tokens)
