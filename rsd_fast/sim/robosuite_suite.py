@@ -1,0 +1,175 @@
+"""Suite `robosuite`: Lift, Stack and PickPlaceCan from the robosuite 1.4 wheel, whose assets are inside.
+
+Panda arm, OSC_POSE at 20 Hz, the same cameras, state and actions as LIBERO (which is built on robosuite 1.4).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .cameras import Cameras
+from .gl import choose_gl_backend
+from .suites import Action, Image, Observation, Task, TaskEnv, action_space, observation_space
+
+if TYPE_CHECKING:
+    from .experts.robosuite_experts import PickAndPlace
+
+FULL_CAMERA, WRIST_CAMERA = "agentview", "robot0_eye_in_hand"
+FIRST_EVALUATION_SEED = 1_000_000  # demonstrations stay below
+CONTROL_HZ = 20
+
+
+class RobosuiteEnv(TaskEnv):
+    """One robosuite task; see `TaskEnv`.
+
+    `reset(seed=s)` is a random start, `reset(options={"init_state": k})` evaluation state k. Both depend on
+    nothing but s or k.
+    """
+
+    def __init__(self, task: Task, image_size: int, render: bool) -> None:
+        self.task = task
+        self.observation_space, self.action_space = observation_space(image_size), action_space()
+        self.simulator = make_simulator(task.name)
+        self.cameras = Cameras(image_size) if render else None
+        self.image_size = image_size
+        self.steps = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """A new episode.
+
+        Raises:
+            ValueError: a seed or an init state outside its range, or neither.
+        """
+        super().reset(seed=seed)
+        seed = start_seed(seed, (options or {}).get("init_state"))
+        before = np.random.get_state()
+        try:
+            np.random.seed(seed)  # robosuite draws its starts from numpy's global generator
+            self.simulator.reset()
+        finally:
+            np.random.set_state(before)
+        self.steps = 0
+        return self.observe(), {"success": False, "steps": 0}
+
+    def advance(self, action: Action) -> tuple[float, bool, bool, dict[str, Any]]:
+        """See `TaskEnv`; raises ValueError on an action that is not 7 finite numbers."""
+        action = np.asarray(action, np.float64)
+        if action.shape != (7,) or not np.isfinite(action).all():
+            raise ValueError(f"got action {action!r}, expected 7 finite numbers")
+        self.simulator.step(np.clip(action, -1.0, 1.0))
+        self.steps += 1
+        success = bool(self.simulator._check_success())
+        truncated = self.steps >= self.task.max_steps and not success
+        return float(success), success, truncated, {"success": success, "steps": self.steps}
+
+    def observe(self) -> Observation:
+        """See `TaskEnv`."""
+        return {
+            "full_image": self._draw(FULL_CAMERA),
+            "wrist_image": self._draw(WRIST_CAMERA),
+            "state": proprio(self.simulator),
+        }
+
+    def frame(self) -> Image:
+        """See `TaskEnv`."""
+        return self._draw(FULL_CAMERA)
+
+    def close(self) -> None:
+        """Frees the simulator and its GL context."""
+        if self.cameras is not None:
+            self.cameras.close()
+        self.simulator.close()
+
+    def _draw(self, camera: str) -> Image:
+        if self.cameras is None:
+            return np.zeros((self.image_size, self.image_size, 3), np.uint8)
+        sim = self.simulator.sim
+        return self.cameras.draw(sim.model._model, sim.data._data, camera)
+
+
+@dataclass(frozen=True)
+class RobosuiteSuite:
+    """See `rsd_fast.sim.suites.Suite`."""
+
+    name: str = "robosuite"
+    init_states: int = 50
+    tasks: tuple[Task, ...] = (
+        Task("robosuite", "Lift", "lift the red cube", 150),
+        Task("robosuite", "Stack", "stack the red cube on the green cube", 250),
+        Task("robosuite", "PickPlaceCan", "put the can in the lower right bin", 350),
+    )
+
+    def make_env(self, task: Task, *, image_size: int = 128, render: bool = True) -> RobosuiteEnv:
+        """See `Suite`.
+
+        Raises:
+            ImportError: robosuite is not installed.
+            RuntimeError: no GL library (with `render`).
+        """
+        return RobosuiteEnv(task, image_size, render)
+
+    def make_expert(self, env: TaskEnv) -> PickAndPlace:
+        """See `Suite`."""
+        from .experts.robosuite_experts import make_expert
+
+        assert isinstance(env, RobosuiteEnv)
+        return make_expert(env)
+
+
+SUITE = RobosuiteSuite()
+
+
+def start_seed(seed: int | None, init_state: int | None) -> int:
+    """The seed of numpy's generator for a random start or for an evaluation state."""
+    if init_state is not None:
+        if not 0 <= init_state < SUITE.init_states:
+            raise ValueError(f"got init_state {init_state}, expected 0 to {SUITE.init_states - 1}")
+        return FIRST_EVALUATION_SEED + init_state
+    if seed is None or not 0 <= seed < FIRST_EVALUATION_SEED:
+        raise ValueError(
+            f"got seed {seed} and no init_state, expected a seed from 0 to {FIRST_EVALUATION_SEED - 1}"
+        )
+    return seed
+
+
+def make_simulator(name: str) -> Any:
+    """The simulator itself, without its cameras and observation tables (they cost as much as the physics)."""
+    choose_gl_backend()
+    try:
+        logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # it asks for a private macro file
+        import robosuite
+    except ImportError as error:
+        raise ImportError(
+            f"got no robosuite ({error}), expected version 1.4.0: pip install 'rsd-fast[sim]'"
+        ) from error
+    simulator = robosuite.make(
+        name,
+        robots="Panda",
+        controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
+        control_freq=CONTROL_HZ,
+        has_renderer=False,
+        has_offscreen_renderer=False,
+        use_camera_obs=False,
+        ignore_done=True,
+        hard_reset=False,
+    )
+    simulator._update_observables = lambda force=False: None
+    simulator._get_observations = lambda force_update=False: {}
+    return simulator
+
+
+def proprio(simulator: Any) -> np.ndarray:
+    """LIBERO's state, float32 [8]: hand position [m], hand axis-angle [rad], the two finger joints [m]."""
+    from robosuite.utils.transform_utils import convert_quat, quat2axisangle
+
+    robot, data = simulator.robots[0], simulator.sim.data
+    quat = convert_quat(np.array(data.get_body_xquat(robot.robot_model.eef_name)), to="xyzw")
+    fingers = [data.qpos[index] for index in robot._ref_gripper_joint_pos_indexes]
+    hand = np.array(data.site_xpos[robot.eef_site_id])
+    return np.concatenate([hand, quat2axisangle(quat), fingers]).astype(np.float32)
