@@ -1,0 +1,1 @@
+"""Training: demonstrations, codec, main model, draft models, model card. Importing this loads nothing heavy."""
