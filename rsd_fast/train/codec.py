@@ -39,8 +39,7 @@ def run(config: CodecTraining, data: DemoData | None = None) -> dict[str, Any]:
     folder = config.work / "codec"
     folder.mkdir(parents=True, exist_ok=True)
     if codec.encoder is not None:
-        settings = {"preset": config.preset, "seed": config.seed, "batch": config.batch}
-        fit(_autoencoding(codec, trained, held_out, config), config, folder, settings)
+        fit(_autoencoding(codec, trained, held_out, config), config, folder, config.settings(frames=len(data.last)))
     if codec.config.normalization == "scale":
         with torch.no_grad():
             codec.fit_scale(codec.actions_to_latents(trained))

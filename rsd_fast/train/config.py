@@ -7,9 +7,14 @@ metrics, curves) goes to `<out>-training/`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+# What may change when a run is taken up again.
+FREE = frozenset(
+    "demos out device workers steps minutes eval_every eval_samples patience resume compile success".split()
+)
 
 
 @dataclass(kw_only=True)
@@ -108,6 +113,10 @@ class OptimizerOptions(DataOptions):
             raise ValueError(f"got ema {self.ema}, expected a decay in [0, 1)")
         if self.minutes is not None and self.minutes <= 0:
             raise ValueError(f"got minutes {self.minutes}, expected more than 0, or none for no limit")
+
+    def settings(self, **more: Any) -> dict[str, Any]:
+        """What must be the same for a saved state to be taken up: all fields but those of `FREE`, and `more`."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in FREE} | more
 
 
 @dataclass(kw_only=True)

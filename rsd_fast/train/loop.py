@@ -36,7 +36,7 @@ class Objective(Generic[M, B]):
     Attributes:
         name: of the part, for messages.
         model: trained in place, on its device.
-        batch: draws a batch; called without gradients.
+        batch: draws a batch; called without gradients, under autocast.
         loss: the loss of a batch, and its named parts.
         evaluate: held-out metrics of a model.
         select: the metric that chooses the best weights; lower is better.
@@ -117,7 +117,8 @@ class Run(Generic[M, B]):
         )
         self.log.keep_until(self.progress.step)
         at = self.progress
-        print(f"{self.objective.name}: going on from step {at.step} ({at.seconds / 60:.1f} min)", file=sys.stderr)
+        doing = "complete since" if at.ended else "going on from"
+        print(f"{self.objective.name}: {doing} step {at.step} ({at.seconds / 60:.1f} min)", file=sys.stderr)
 
     def save(self) -> None:
         """Writes everything needed to go on."""
@@ -152,9 +153,9 @@ class Run(Generic[M, B]):
         for group in self.optimizer.param_groups:
             group["lr"] = options.learning_rate * rate(step, done, options.warmup)
         model.train()
-        with torch.no_grad():
-            batch = self.objective.batch(self.generator)
         with half_precision(self.device):
+            with torch.no_grad():
+                batch = self.objective.batch(self.generator)
             loss, parts = self.loss(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
@@ -202,7 +203,8 @@ class Run(Generic[M, B]):
 def make_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.AdamW:
     """Fused AdamW; only matrices decay, and of them not the embeddings."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for parameter in model.parameters():
         (decayed if parameter.ndim >= 2 and id(parameter) not in tables else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -87,6 +88,11 @@ def load_state(
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
     best = {name: value.to(device) for name, value in parts["best"].items()}
     return Progress(**json.loads(metadata["progress"])), best
+
+
+def fingerprint(part: Path) -> str:
+    """Tells the weights of a part (`<policy>/main`) from others; a run that builds on it names it in its settings."""
+    return hashlib.sha256((part / "model.safetensors").read_bytes()).hexdigest()[:12]
 
 
 def _require_same(saved: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:

@@ -1,0 +1,138 @@
+"""`rsd-fast train draft`: a draft model on main's hidden states, with main frozen.
+
+Its targets are the data and main's own sequential predictions: what counts in the end is whether main keeps a guess.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from rich.console import Console
+from torch import Tensor
+
+from rsd_fast.codec import RFSQCodec
+from rsd_fast.models.checkpoints import save_half
+from rsd_fast.models.draft import DraftModel, RegressionDraft, make_draft
+from rsd_fast.models.inputs import PolicyInputs
+from rsd_fast.models.main import MainModel
+from rsd_fast.models.presets import draft_preset
+from rsd_fast.train.config import DraftTraining
+from rsd_fast.train.dataset import DemoData, load_data, require_image_size
+from rsd_fast.train.loop import Objective, Outcome, fit
+from rsd_fast.train.main import Sampler, cross_entropy
+from rsd_fast.train.offline import BATCH, evaluate_offline, offline_table
+from rsd_fast.train.parts import load_main
+from rsd_fast.train.state import fingerprint
+
+
+@dataclass
+class Consultation:
+    """Main's view of a batch: what a draft reads, and what main itself decodes sequentially."""
+
+    hidden: Float[Tensor, "B P width"]
+    mask: Bool[Tensor, "B P"]
+    codes: Int[Tensor, "B L T D"]
+    latents: Float[Tensor, "B T D"]
+
+
+@dataclass
+class DraftBatch:
+    """What a draft's loss reads: main's view, and what the data says."""
+
+    main: Consultation
+    latents: Float[Tensor, "B T D"]
+    codes: Int[Tensor, "B L T D"]
+
+
+def run(config: DraftTraining, data: DemoData | None = None) -> Outcome:
+    """Trains one draft model, writes `<out>/draft-<kind>` in bfloat16 and shows the offline table.
+
+    Args:
+        config: settings.
+        data: the demonstrations, where they are loaded already.
+
+    Raises:
+        FileNotFoundError: codec, main model or demonstrations are missing.
+        ValueError: the demonstrations do not fit the main model.
+    """
+    codec, main = load_main(config.out)
+    data = load_data(config) if data is None else data
+    require_image_size(data, main.config.vision.image_size)
+    codec, main = codec.to(data.device), main.to(data.device)
+    torch.manual_seed(config.seed)
+    draft = make_draft(draft_preset(config.kind, main.config)).to(data.device)
+    settings = config.settings(frames=len(data.last), main=fingerprint(config.out / "main"))
+    name = f"draft-{config.kind}"
+    outcome = fit(objective(draft, main, codec, data, config), config, config.work / name, settings)
+    save_half(draft, config.out / name)
+    frames = data.held_out_sample(config.eval_samples, main.config.head.steps)
+    report = evaluate_offline(main, {config.kind: draft}, codec, data, frames)
+    Console(stderr=True).print(offline_table(report))
+    return outcome
+
+
+def objective(
+    draft: DraftModel, main: MainModel, codec: RFSQCodec, data: DemoData, config: DraftTraining
+) -> Objective[DraftModel, DraftBatch]:
+    """Regression: L1 to latents; coarse: cross-entropy of codes. The smallest held-out loss is the best."""
+    sampler = Sampler(data, codec, main, config.batch, config)
+    held_out = data.held_out_sample(config.eval_samples, sampler.chunk)
+    ask = torch.compile(consult) if config.compile else consult
+
+    def as_batch(inputs: PolicyInputs, latents: Float[Tensor, "B T D"]) -> DraftBatch:
+        return DraftBatch(ask(main, codec, inputs), latents, codec.encode(latents, check_finite=False).targets)
+
+    def loss(model: DraftModel, batch: DraftBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        guess = model(batch.main.hidden, batch.main.mask).float()
+        if isinstance(model, RegressionDraft):
+            to_data, to_main = F.l1_loss(guess, batch.latents), F.l1_loss(guess, batch.main.latents)
+        else:
+            layers = guess.shape[1]
+            to_data = cross_entropy(guess, batch.codes[:, :layers])
+            to_main = cross_entropy(guess, batch.main.codes[:, :layers])
+        return torch.lerp(to_data, to_main, config.main_weight), {"to_data": to_data, "to_main": to_main}
+
+    def evaluate(model: DraftModel) -> dict[str, Any]:
+        total = 0.0
+        for part in held_out.split(BATCH):
+            wanted = data.chunks(part, sampler.chunk, codec.config.gripper_dims)
+            batch = as_batch(data.inputs(part, sampler.tokens), codec.actions_to_latents(wanted))
+            total += len(part) * loss(model, batch)[0].item()
+        report = evaluate_offline(main, {config.kind: model}, codec, data, held_out, decodings=("sequential",))
+        sequential, speculative, alone = report["table"]
+        by_layer = {
+            f"{measure}_{layer}": value
+            for measure, values in report["drafts"][config.kind].items()
+            for layer, value in enumerate(values)
+        }
+        return {
+            "loss": total / len(held_out),
+            "action_mae_sequential": sequential["mae"],
+            "action_mae_rsd": speculative["mae"],
+            "action_mae_alone": alone["mae"],
+            "passes": speculative["passes"],
+            **by_layer,
+        }
+
+    return Objective(
+        f"draft-{config.kind}", draft, lambda generator: as_batch(*sampler.draw(generator)), loss, evaluate, "loss"
+    )
+
+
+def consult(main: MainModel, codec: RFSQCodec, inputs: PolicyInputs) -> Consultation:
+    """Prefill and greedy sequential decoding, with the expected last digit, and no look at the device in between."""
+    prefix = main.prefill(inputs)
+    head = main.config.head
+    shape = (len(inputs), head.layers, head.steps, head.latent_dims)
+    codes = torch.full(shape, head.levels // 2, dtype=torch.int32, device=prefix.hidden.device)
+    for layer in range(head.layers):
+        logits = main.decode(prefix, codes)[:, layer].float()
+        codes[:, layer] = logits.argmax(-1).to(torch.int32)
+    # From the last layer's likeliest level to the mean over its levels.
+    shift = F.softmax(logits, -1) - F.one_hot(codes[:, -1].long(), head.levels)
+    latents = codec.decode(codes) + (shift * codec.codebook[-1]).sum(-1)
+    return Consultation(prefix.hidden, prefix.mask, codes, latents)
