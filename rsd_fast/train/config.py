@@ -13,7 +13,10 @@ from typing import Any, Literal
 
 # What may change when a run is taken up again.
 FREE = frozenset(
-    "demos out device workers steps minutes eval_every eval_samples patience resume compile success".split()
+    {
+        *("demos", "out", "device", "workers", "steps", "minutes", "eval_every", "eval_samples"),
+        *("patience", "resume", "compile"),
+    }
 )
 
 

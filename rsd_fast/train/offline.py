@@ -66,10 +66,10 @@ def evaluate_offline(
         acceptance: of RSD; the engine's default without.
 
     Returns:
-        `table`: a row a decoding with `decoding`, `mae` (mean absolute error of the action, physical units), `motion_mae`
-        (without the switched dimensions), and mean `passes`. `main.accuracy`: by layer, with teacher forcing on nearest
-        codes. `drafts.<kind>`, by drafted layer: `accuracy` against the data, `match` and `within_one` against main's
-        sequential codes, `agreed` as verified in the first pass of RSD.
+        `table`: a row a decoding with `decoding`, `mae` (mean absolute error of the action, physical units),
+        `motion_mae` (without the switched dimensions), and mean `passes`. `main.accuracy`: by layer, with teacher
+        forcing on nearest codes. `drafts.<kind>`, by drafted layer: `accuracy` against the data, `match` and
+        `within_one` against main's sequential codes, `agreed` as verified in the first pass of RSD.
     """
     acceptance = acceptance or Acceptance()
     offline = _Offline(main, codec, acceptance)

@@ -29,8 +29,9 @@ def load_main(policy: Path) -> tuple[RFSQCodec, MainModel]:
         ValueError: they do not fit together.
     """
     load_codec(policy)
-    if not (policy / "main" / "model.safetensors").is_file():
-        raise FileNotFoundError(f"no main model in {policy / 'main'}; train it first: rsd-fast train main --out {policy}")
+    folder = policy / "main"
+    if not (folder / "model.safetensors").is_file():
+        raise FileNotFoundError(f"no main model in {folder}; train it first: rsd-fast train main --out {policy}")
     parts = load_policy(policy, draft=None)
     # In float32, whatever the file holds: autocast wants full-precision parameters.
     return parts.codec.requires_grad_(False), parts.main.float().requires_grad_(False)

@@ -1,0 +1,159 @@
+"""The model card of a policy folder: data, accuracy, errors, success, and the commands that made it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from rsd_fast.train.config import AllTraining
+from rsd_fast.train.read import find_files
+
+NO_SUCCESS = (
+    "Not measured yet: run the evaluation below, then `rsd-fast train all` again with `--success <its summary.json>` "
+    "(complete parts are not trained again)."
+)
+
+
+def write_card(config: AllTraining, metrics: Mapping[str, Any]) -> Path:
+    """Writes `<out>/README.md` from the metrics of `train all`.
+
+    Raises:
+        FileNotFoundError: `config.success` is given and not there.
+        ValueError: it is not a table.
+    """
+    offline = metrics["offline"]
+    sections = [
+        _front(config),
+        "## Data\n\n" + _data(metrics["data"]),
+        "## Training\n\n" + table(_training(metrics)),
+        "## Codec\n\nError on held-out actions after each layer.\n\n" + table(metrics["codec"]["layers"]),
+        "## Accuracy by layer\n\n" + _layers_text() + "\n\n" + table(_by_layer(offline)),
+        f"## Error of the action\n\n{offline['samples']} held-out chunks, physical units; greedy, RSD at its default "
+        "setting, parallel from the head trained on the same backbone.\n\n" + table(offline["table"]),
+        "## Success in the simulator\n\n" + success_table(config.success),
+        "## Commands\n\n```\n" + "\n".join(_commands(config, metrics["data"])) + "\n```",
+    ]
+    path = config.out / "README.md"
+    path.write_text("\n\n".join(sections) + "\n")
+    return path
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of flat rows; the columns are their keys, in order of appearance."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = ["| " + " | ".join(name.replace("_", " ") for name in columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row.get(name, "")) for name in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def success_table(path: Path | None) -> str:
+    """The closed-loop table: a JSON list of flat rows, or an object with such a list under `rows`.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: it is something else.
+    """
+    if path is None:
+        return NO_SUCCESS
+    if not path.is_file():
+        raise FileNotFoundError(f"no summary at {path}; `rsd-fast eval --out FOLDER` writes FOLDER/summary.json")
+    summary = json.loads(path.read_text())
+    rows = summary.get("rows") if isinstance(summary, dict) else summary
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"got {path} without rows, expected the summary.json of an `rsd-fast eval`")
+    return table(rows)
+
+
+def describe_demos(demos: Path) -> dict[str, Any]:
+    """How the demonstrations were made, as far as their files tell."""
+    with h5py.File(find_files(demos)[0]) as file:
+        attributes = file["data"].attrs
+        made_with = json.loads(attributes.get("settings", "{}"))
+        suite = json.loads(attributes.get("env_args", "{}")).get("suite")
+        return {"suite": suite, "episodes": int(attributes.get("num_demos", len(file["data"]))), "settings": made_with}
+
+
+def command_line(command: str, config: Any) -> str:
+    """The shell command of a configuration: only what differs from the defaults."""
+    words = ["rsd-fast", *command.split()]
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value == field.default and field.name not in ("demos", "out"):
+            continue
+        flag = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", str(value)]
+    return shlex.join(words)
+
+
+def _commands(config: AllTraining, data: Mapping[str, Any]) -> list[str]:
+    lines = []
+    suite = data["suite"]
+    if data["settings"]:
+        flags = [f"--{name.replace('_', '-')} {value}" for name, value in data["settings"].items()]
+        # Files lie in a folder of the suite's name.
+        out = config.demos.parent if config.demos.name == suite else config.demos
+        lines.append(f"rsd-fast demos --suite {suite} --episodes {data['episodes']} {' '.join(flags)} --out {out}")
+    lines.append(command_line("train all", config))
+    lines.append(f"rsd-fast eval --suite {suite or 'SUITE'} --checkpoint {config.out} --modes sequential rsd")
+    return lines
+
+
+def _front(config: AllTraining) -> str:
+    return (
+        "---\nlicense: apache-2.0\nlibrary_name: rsd_fast\ntags: [robotics, vision-language-action, "
+        "speculative-decoding]\n---\n\n"
+        f"# {config.out.name}\n\n"
+        f"A policy for `rsd_fast`: main model of preset `{config.preset}` on RFSQ codes of preset "
+        f"`{config.codec_preset}`, chunks of {config.chunk} steps, with a regression and a coarse draft model. "
+        "Trained from scratch. It knows the tasks below, these cameras and this robot, and nothing else."
+    )
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    rows = [{"instruction": name, **counts} for name, counts in data["demonstrations"].items()]
+    return f"Demonstrations, {data['frames']} frames; held-out ones are never trained on.\n\n" + table(rows)
+
+
+def _training(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "part": name,
+            "parameters": metrics["parameters"][name],
+            "steps": outcome["steps"],
+            "minutes": outcome["minutes"],
+            "ended by": outcome["ended"],
+            "best step": outcome["best"]["step"],
+        }
+        for name, outcome in metrics["training"].items()
+    ]
+
+
+def _layers_text() -> str:
+    return (
+        "Held out. `accuracy`: equal to the nearest code of the data (main: with teacher forcing). `match` and "
+        "`within one`: against the codes that main decodes sequentially. `agreed`: stood when main verified the draft "
+        "in the first pass of RSD."
+    )
+
+
+def _by_layer(offline: Mapping[str, Any]) -> list[dict[str, Any]]:
+    measured = {("main", "accuracy"): offline["main"]["accuracy"]}
+    for kind, measures in offline["drafts"].items():
+        measured |= {(f"{kind} draft", name): values for name, values in measures.items()}
+    return [
+        {"model": model, "measure": name.replace("_", " ")} | {f"layer {i}": value for i, value in enumerate(values)}
+        for (model, name), values in measured.items()
+    ]
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from rsd_fast.train.config import CodecTraining
+from rsd_fast.train.dataset import DemoData, load_data, pick_device, require_image_size, split_held_out
+from rsd_fast.train.read import DemoHeader, find_files, read_demo, read_headers
+from tests.train.demo_files import SIZE, write_demos
+
+
+def headers(count: int, file: str = "Lift_demo.hdf5") -> list[DemoHeader]:
+    return [DemoHeader(Path(file), f"demo_{index}", "lift", 10, SIZE, True) for index in range(count)]
+
+
+def test_split_is_deterministic_and_depends_on_the_seed():
+    first = split_held_out(headers(100), 0.05, seed=0)
+    assert first == split_held_out(headers(100)[::-1], 0.05, seed=0)
+    assert first != split_held_out(headers(100), 0.05, seed=1)
+    assert len(first) == 5
+
+
+def test_split_takes_a_share_of_every_task_and_always_something():
+    held = split_held_out(headers(40) + headers(3, "Stack_demo.hdf5"), 0.1, seed=0)
+    assert sum(file.name == "Lift_demo.hdf5" for file, _ in held) == 4
+    assert sum(file.name == "Stack_demo.hdf5" for file, _ in held) == 1
+
+
+def test_one_demonstration_cannot_be_split():
+    with pytest.raises(ValueError, match="expected at least 2"):
+        split_held_out(headers(1), 0.5, seed=0)
+
+
+def test_no_frame_is_in_both_splits(data: DemoData):
+    training, held_out = data.frames(True, 4), data.frames(False, 4)
+    assert not set(training.tolist()) & set(held_out.tolist())
+    assert not set(data.last[training].tolist()) & set(data.last[held_out].tolist())
+    assert data.counts == {"do the Lift task": (6, 2), "do the Stack task": (6, 2)}
+
+
+def test_chunks_are_the_next_commands(data: DemoData):
+    chunk = data.chunks(torch.tensor([0, 3]), 4, (6,))
+    assert torch.equal(chunk[1], data.actions[3:7])
+
+
+def test_chunks_end_with_no_motion_and_the_last_gripper_command(data: DemoData):
+    end = int(data.last[0])
+    chunk = data.chunks(torch.tensor([end - 1]), 4, (6,))[0]
+    assert torch.equal(chunk[:2], data.actions[end - 1 : end + 1])
+    assert (chunk[2:, :6] == 0).all()
+    assert (chunk[2:, 6] == data.actions[end, 6]).all()
+    assert data.actions[end, 6] != 0
+
+
+def test_frames_leave_out_chunks_that_go_on_after_a_push(data: DemoData):
+    data = DemoData(**{**vars(data), "pushed": torch.zeros_like(data.pushed)})
+    data.in_training = torch.ones_like(data.in_training)
+    data.pushed[5] = True
+    left_out = set(range(12)) - set(data.frames(True, 4).tolist())
+    # The command of step 5 can be foreseen from frame 2 (its chunk ends there), those of later steps from nowhere before.
+    assert left_out == {3, 4, 5}
+    assert set(range(12)) <= set(data.frames(True, 1).tolist())
+
+
+def test_images_of_public_files_are_turned(tmp_path: Path):
+    ours = read_demo(read_headers(write_demos(tmp_path / "ours", demos=2))[0]).images
+    turned = read_demo(read_headers(write_demos(tmp_path / "libero", demos=2, upright=False))[0]).images
+    assert (ours[:, :, :2] == 255).all()
+    assert np.array_equal(turned, ours[:, :, ::-1, ::-1])
+
+
+def test_missing_demonstrations_say_what_to_do(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="rsd-fast demos"):
+        find_files(tmp_path)
+
+
+def test_wrong_layout_and_wrong_sizes_are_refused(tmp_path: Path, data: DemoData):
+    with h5py.File(tmp_path / "x.hdf5", "w") as file:
+        file.create_group("other")
+    with pytest.raises(ValueError, match="LIBERO's layout"):
+        load_data(CodecTraining(demos=tmp_path, device="cpu"))
+    with pytest.raises(ValueError, match=r"32 px, expected the main model's 128.*--image-size 128"):
+        require_image_size(data, 128)
+    write_demos(tmp_path / "mixed", "Lift", demos=2)
+    write_demos(tmp_path / "mixed", "Stack", demos=2, size=16)
+    with pytest.raises(ValueError, match="several sizes"):
+        load_data(CodecTraining(demos=tmp_path / "mixed", device="cpu"))
+
+
+def test_nan_in_a_demonstration_is_refused(tmp_path: Path):
+    path = write_demos(tmp_path, demos=2)
+    with h5py.File(path, "r+") as file:
+        file["data/demo_1/actions"][3, 0] = np.nan
+    with pytest.raises(ValueError, match="demo_1 holds NaN"):
+        load_data(CodecTraining(demos=path, device="cpu"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_refused():
+    with pytest.raises(ValueError, match="--device cpu"):
+        pick_device("cuda")
