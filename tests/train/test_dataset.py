@@ -61,7 +61,7 @@ def test_frames_leave_out_chunks_that_go_on_after_a_push(data: DemoData):
     data.in_training = torch.ones_like(data.in_training)
     data.pushed[5] = True
     left_out = set(range(12)) - set(data.frames(True, 4).tolist())
-    # The command of step 5 can be foreseen from frame 2 (its chunk ends there), those of later steps from nowhere before.
+    # From frame 2 the chunk ends with the command of step 5, which can be foreseen; what follows the push cannot.
     assert left_out == {3, 4, 5}
     assert set(range(12)) <= set(data.frames(True, 1).tolist())
 
