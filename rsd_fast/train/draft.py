@@ -22,7 +22,7 @@ from rsd_fast.models.main import MainModel
 from rsd_fast.models.presets import draft_preset
 from rsd_fast.train.config import DraftTraining
 from rsd_fast.train.dataset import DemoData, load_data, require_image_size
-from rsd_fast.train.loop import Objective, Outcome, fit
+from rsd_fast.train.loop import Objective, Outcome, fit, half_precision
 from rsd_fast.train.main import Sampler, cross_entropy
 from rsd_fast.train.offline import BATCH, evaluate_offline, offline_table
 from rsd_fast.train.parts import load_main
@@ -70,7 +70,8 @@ def run(config: DraftTraining, data: DemoData | None = None) -> Outcome:
     outcome = fit(objective(draft, main, codec, data, config), config, config.work / name, settings)
     save_half(draft, config.out / name)
     frames = data.held_out_sample(config.eval_samples, main.config.head.steps)
-    report = evaluate_offline(main, {config.kind: draft}, codec, data, frames)
+    with half_precision(data.device):
+        report = evaluate_offline(main, {config.kind: draft}, codec, data, frames)
     Console(stderr=True).print(offline_table(report))
     return outcome
 
