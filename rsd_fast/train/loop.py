@@ -1,7 +1,7 @@
 """The training loop that codec, main model and drafts share.
 
-Every draw of step s comes from a generator seeded with (seed, s), so that a run that was killed and resumed takes the
-same steps as one that was not.
+Every draw of step s comes from a generator seeded with (seed, s), so that a run that was killed and resumed draws
+the same as one that was not.
 """
 
 from __future__ import annotations
