@@ -12,6 +12,7 @@ could be fused.
 """
 
 import struct
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -36,7 +37,7 @@ def accept_triton_(
     actions: Float[Tensor, "B T A"] | None = None,
 ) -> None:
     """`rsd_fast.kernels.accept.accept_` for inputs that were checked; one launch, no synchronisation."""
-    batch, layers, steps, dims, levels = logits.shape
+    batch, dims = logits.shape[0], logits.shape[3]
     hidden = 0 if decoder is None or decoder.b1 is None else decoder.b1.shape[0]
     sampling = params.temperature > 0
     accept_kernel[(batch,)](
@@ -64,16 +65,13 @@ def accept_triton_(
         params.need,
         params.log_tau,
         double_bits(params.temperature),
-        **constants(
-            params, layers, steps, dims, levels, hidden, dims if actions is None else actions.shape[2]
-        ),
+        **constants(params, logits.shape, hidden, dims if actions is None else actions.shape[2]),
     )
 
 
-def constants(
-    params: AcceptParams, layers: int, steps: int, dims: int, levels: int, hidden: int, action_dims: int
-) -> dict[str, int | str | bool]:
-    """What the kernel is compiled for, `num_warps` included."""
+def constants(params: AcceptParams, shape: Sequence[int], hidden: int, action_dims: int) -> dict[str, int | str | bool]:
+    """What the kernel is compiled for, `num_warps` included; `shape` is the logits'."""
+    _, layers, steps, dims, levels = shape
     lanes = triton.next_power_of_2(steps) * triton.next_power_of_2(dims)
     return {
         "L": layers,
@@ -89,7 +87,7 @@ def constants(
         "redraft": params.redraft,
         "expected": params.expected,
         "sampling": params.temperature > 0,
-        "num_warps": min(max(lanes // 32, 1), 16),  # one element a thread while there are threads
+        "num_warps": min(max(lanes // 32, 1), 32),  # one element a thread while there are threads
     }
 
 
@@ -157,6 +155,7 @@ def accept_kernel(
     done_passes = tl.load(passes + b)
     proposed = tl.minimum(tl.load(drafted + b), stop - 1)  # layers that hold a proposal
     entry = tl.load(frontier + b * (T * D) + element, mask=inside, other=stop)
+    tl.debug_barrier()  # or the compiler moves them below
     if is_finished != 0:
         return
     first = done_passes == 0
@@ -243,10 +242,7 @@ def accept_kernel(
     latents += b * (T * D) + element
     total = tl.where(unfinished, total, tl.load(latents, mask=inside & ~unfinished, other=0.0))
     reached = tl.sum((inside & (reach >= stop)).to(tl.int32), 0)
-    if granularity == "element":
-        ends = reached >= need
-    else:
-        ends = reached == T * D
+    ends = reached >= (need if granularity == "element" else T * D)
 
     # Write. Every lane has read what is written below: the sum above waited for all of them.
     tl.store(frontier + b * (T * D) + element, reach, mask=inside & unfinished)
@@ -260,7 +256,7 @@ def accept_kernel(
         held_counts = tl.where(layer < proposed, count_bits(held, L_PAD), -1)
         tl.store(agreed + b * L + layer, agree_counts, mask=layer < L)
         tl.store(kept + b * L + layer, held_counts, mask=layer < L)
-    if actions is not None:
+    if actions is not None:  # noqa: SIM102 -- decided when compiling
         if ends:
             actions += b * (T * A)
             if H > 0:
@@ -282,13 +278,16 @@ def load_logit(pointers, mask):
 @triton.jit
 def most_likely(row, stride_v, mask, V: tl.constexpr):
     """The lowest level with the largest logit, and that logit. No comparison with NaN is true."""
+    CHUNK: tl.constexpr = V if V <= 16 else 4 if V % 4 == 0 else 1  # more would compile for minutes
     top = tl.full(mask.shape, -float("inf"), tl.float32)
     level = tl.zeros(mask.shape, tl.int32)
-    for v in tl.static_range(V):
-        x = tl.load(row + v * stride_v, mask=mask, other=0.0).to(tl.float32)
-        larger = x > top
-        top = tl.where(larger, x, top)
-        level = tl.where(larger, v, level)
+    for start in range(0, V, CHUNK):
+        for i in tl.static_range(CHUNK):
+            v = start + i
+            x = tl.load(row + v * stride_v, mask=mask, other=0.0).to(tl.float32)
+            larger = x > top
+            top = tl.where(larger, x, top)
+            level = tl.where(larger, v, level)
     return level, top
 
 
@@ -365,27 +364,32 @@ def decode_hidden(
     z, w1, b1, w2, b2, gain, offset, actions,
     T: tl.constexpr, D: tl.constexpr, H: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """actions = gain * (w2 @ mish(w1 @ z + b1) + b2) + offset, some hidden units at a time."""
+    """Writes gain * (w2 @ mish(w1 @ z + b1) + b2) + offset."""
     T_PAD: tl.constexpr = z.shape[0]
     D_PAD: tl.constexpr = z.shape[1]
     A_PAD: tl.constexpr = triton.next_power_of_2(A)
-    BLOCK: tl.constexpr = min(triton.next_power_of_2(H), 32)
-    d, a, t = tl.arange(0, D_PAD), tl.arange(0, A_PAD), tl.arange(0, T_PAD)
-    total = tl.zeros((T_PAD, A_PAD), tl.float32)
-    for start in tl.static_range(0, H, BLOCK):
-        h = start + tl.arange(0, BLOCK)
-        inner = tl.load(w1 + h[:, None] * D + d[None, :], mask=(h < H)[:, None] & (d < D)[None, :], other=0.0)
-        x = tl.sum(z[:, None, :] * inner[None], 2) + tl.load(b1 + h, mask=h < H, other=0.0)[None]
-        outer = tl.load(w2 + a[:, None] * H + h[None, :], mask=(a < A)[:, None] & (h < H)[None, :], other=0.0)
-        total += tl.sum(mish(x)[:, None, :] * outer[None], 2)
-    total += tl.load(b2 + a, mask=a < A, other=0.0)[None]
+    H_PAD: tl.constexpr = triton.next_power_of_2(H)
+    d, h, a, t = tl.arange(0, D_PAD), tl.arange(0, H_PAD), tl.arange(0, A_PAD), tl.arange(0, T_PAD)
+    inner = tl.load(w1 + h[None, :] * D + d[:, None], mask=(h < H)[None, :] & (d < D)[:, None], other=0.0)
+    outer = tl.load(w2 + a[None, :] * H + h[:, None], mask=(a < A)[None, :] & (h < H)[:, None], other=0.0)
+    hidden = product(z, inner) + tl.load(b1 + h, mask=h < H, other=0.0)[None]
+    total = product(mish(hidden), outer) + tl.load(b2 + a, mask=a < A, other=0.0)[None]
     total = total * tl.load(gain + a, mask=a < A)[None] + tl.load(offset + a, mask=a < A)[None]
     tl.store(actions + t[:, None] * A + a[None, :], total, mask=(t < T)[:, None] & (a < A)[None, :])
 
 
 @triton.jit
+def product(x, y):
+    """The matrix product in plain fp32, no tensor cores; tl.dot wants at least 16 terms."""
+    if x.shape[1] >= 16:
+        return tl.dot(x, y, input_precision="ieee")
+    else:
+        return tl.sum(x[:, :, None] * y[None], 1)
+
+
+@triton.jit
 def mish(x):
-    """x * tanh(log(1 + e^x)), without a difference of near numbers: tanh(log(1 + e)) = n / (n + 2), n = e (e + 2)."""
+    """Mish, x * tanh(log(1 + e^x)), as tanh(log(1 + e)) = n / (n + 2) with n = e (e + 2): no cancelling."""
     e = tl.exp(tl.minimum(x, 20.0))  # from there on the factor is 1
     n = e * (e + 2.0)
     return x * (n / (n + 2.0))
