@@ -165,21 +165,20 @@ def accept_kernel(
     rows = logits + b * stride_b + t.to(tl.int64) * stride_t + d.to(tl.int64) * stride_d
     codes += b * (L * T * D) + element
     agrees = tl.zeros_like(lane)  # bit l: layer l
-    greedy = ()  # main's most likely level, per layer
-    choice = ()  # its sample, or the same
+    choices = ()  # per layer, main's most likely level; when sampling, 32 times its sample on top
     for l in tl.static_range(stop):
         row = rows + l * stride_l
         read = inside & (read_from <= l)
         code = tl.load(codes + l * T * D, mask=inside, other=0)
         known = (code >= 0) & (code < V)
         level, top = most_likely(row, stride_v, read, V)
-        own = level
         if sampling:
             at = (b * L + l) * (T * D) + element
             own, agree = sampled(
                 row, stride_v, read, top, code, known, uniforms + at * 2, draft_probs, at * V,
                 first & (l < proposed), temperature_bits, V,
             )  # fmt: skip
+            level += 32 * own
         elif rule == "distance":
             near = tl.load(slack + l * D + d, mask=inside, other=-1)
             agree = known & (tl.abs(code - level) <= near)
@@ -187,8 +186,7 @@ def accept_kernel(
             at_code = load_logit(row + code * stride_v, read & known)
             agree = known & (tl.where(at_code == top, 0.0, at_code - top) >= log_tau)
         agrees |= tl.where(inside & agree & (l < proposed), 1 << l, 0)
-        greedy = greedy + (level,)  # noqa: RUF005 -- Triton has no starred tuples
-        choice = choice + (own,)  # noqa: RUF005
+        choices = choices + (level,)  # noqa: RUF005 -- Triton has no starred tuples
 
     # Which layers let a walk pass, as bits.
     if granularity == "layer":
@@ -215,9 +213,9 @@ def accept_kernel(
         stands = ((agrees >> l) & 1) != 0
         if keep == "draft":
             stands |= (code >= 0) & (code < V)
-        level = greedy[l]
+        level = choices[l]
         if sampling:
-            level = tl.where(here, choice[l], level)
+            level = tl.where(here, level >> 5, level & 31)
         new = tl.where((entry > l) | (accepted & stands), code, level)
         same = new == code
         tl.store(codes + l * T * D, new, mask=inside & ~same)

@@ -135,3 +135,10 @@ def test_a_finished_sample_is_not_touched():
     for field in fields(RoundState):
         assert torch.equal(getattr(after.state, field.name), getattr(case.state, field.name)), field.name
     assert after.actions.isnan().all()
+
+
+def test_an_interpreted_kernel_is_not_compiled():
+    from rsd_fast.kernels.compile_check import SHIPPED, compile_accept
+
+    with pytest.raises(RuntimeError, match="got TRITON_INTERPRET=1"):
+        compile_accept(SHIPPED[0], "layer", 80)
