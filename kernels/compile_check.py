@@ -51,6 +51,8 @@ FORMS = {  # of `AcceptParams`: granularity, rule, expected, temperature
     "all expected": ("all", "distance", True, 0.0),
     "sampled": ("layer", "distance", False, 1.0),
 }
+# Around its float64 exponentials the assembler may put one word away and fetch it back, once a program.
+SPILLS_ALLOWED = {form: 2 if form == "sampled" else 0 for form in FORMS}
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def report() -> list[str]:
                 numbers = f"{used.warps:5} {used.registers:5} {used.spills:6} {used.shared:7}"
                 row = f"{name:18} {form:26} sm_{capability:<3} {numbers}"
                 print(row, flush=True)
-                if used.shared > SHARED_LIMIT or (used.spills and shape in SHIPPED):
+                if used.shared > SHARED_LIMIT or (shape in SHIPPED and used.spills > SPILLS_ALLOWED[form]):
                     over.append(row)
     return over
 
