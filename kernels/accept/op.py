@@ -65,7 +65,7 @@ def accept_(
         TypeError: a wrong dtype.
         RuntimeError: the backend asked for cannot run here.
     """
-    has = decoder is not None
+    weights = NO_DECODER if decoder is None else decoder.tensors()
     torch.ops.rsd_fast.accept_.default(
         logits,
         state.codes,
@@ -80,12 +80,7 @@ def accept_(
         slack,
         uniforms,
         draft_probs,
-        decoder.w1 if has else None,
-        decoder.b1 if has else None,
-        decoder.w2 if has else None,
-        decoder.b2 if has else None,
-        decoder.gain if has else None,
-        decoder.offset if has else None,
+        *weights,
         actions,
         params.stop,
         params.granularity,
@@ -100,6 +95,7 @@ def accept_(
     )
 
 
+NO_DECODER = (None,) * 6
 Unpacked = tuple[Tensor, RoundState, Tensor, Tensor, AcceptParams, dict[str, Any], str]
 
 

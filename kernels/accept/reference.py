@@ -190,6 +190,7 @@ def decode_actions(latents: Float[Tensor, "B T D"], decoder: ActionDecoder | Non
     if decoder is None:
         return latents
     if decoder.w1 is not None:
+        assert decoder.b1 is not None and decoder.w2 is not None and decoder.b2 is not None  # all four or none
         latents = mish(latents @ decoder.w1.T + decoder.b1) @ decoder.w2.T + decoder.b2
     return latents * decoder.gain + decoder.offset
 

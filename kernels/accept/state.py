@@ -173,6 +173,11 @@ class ActionDecoder:
 
     def __post_init__(self) -> None:
         """Raises ValueError where only some of the weights are given."""
-        missing = [name for name in ("w1", "b1", "w2", "b2") if getattr(self, name) is None]
+        weights = {"w1": self.w1, "b1": self.b1, "w2": self.w2, "b2": self.b2}
+        missing = [name for name, weight in weights.items() if weight is None]
         if len(missing) not in (0, 4):
             raise ValueError(f"got no {', '.join(missing)}, expected all of w1, b1, w2, b2 or none")
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """In the order of the fields."""
+        return self.w1, self.b1, self.w2, self.b2, self.gain, self.offset

@@ -1,4 +1,4 @@
-"""Inputs of `accept_` for the tests and benches, among them the nasty ones, and a slow loop that decides who is right."""
+"""Inputs of `accept_` for tests and benches, the nasty ones among them, and a slow loop that knows what is right."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def random_case(
 ) -> Case:
     """A call in the first pass of a round, or with `mid_round` somewhere in it.
 
-    `ties` makes equal logits common, `broken` is the share of NaN and infinite ones. Half of the draft is main's choice,
-    so that walks are long enough to matter; some of it is no level at all.
+    `ties` makes equal logits common, `broken` is the share of NaN and infinite ones. Most of the draft is main's
+    choice, so that walks are long enough to matter; some of it is no level at all.
     """
     batch, layers, steps, dims, levels = sizes
     generator = torch.Generator().manual_seed(seed)

@@ -21,7 +21,8 @@ def toy_case(main: list[list[int]], draft: list[list[int]], params: AcceptParams
     layers, elements = choices.shape
     logits = -(torch.arange(5.0) - choices[..., None]).abs()[None, :, None]  # one level further: 1 less
     state = RoundState.new(1, layers, 1, elements)
-    state.begin_(torch.tensor(draft, dtype=torch.int32)[None, :, None], len(draft), 2)
+    proposal = torch.tensor(draft, dtype=torch.int32).reshape(1, len(draft), 1, elements)
+    state.begin_(proposal, len(draft), 2)
     codebook = (torch.arange(5.0) / 10.0 ** torch.arange(layers)[:, None])[:, None].expand(layers, elements, 5)
     actions = torch.full((1, 1, elements), torch.nan)
     table = torch.full((layers, elements), slack, dtype=torch.int32)

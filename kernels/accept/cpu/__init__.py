@@ -19,18 +19,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 GRANULARITIES = {"element": 0, "layer": 1, "all": 2}
 RULES = {"distance": 0, "typical": 1}
 POINTERS = (
-    *(
-        "logits",
-        "codes",
-        "frontier",
-        "drafted",
-        "finished",
-        "passes",
-        "latents",
-        "agreed",
-        "kept",
-        "codebook",
-    ),
+    *("logits", "codes", "frontier", "drafted", "finished", "passes", "latents", "agreed", "kept", "codebook"),
     *("slack", "uniforms", "draft_probs", "w1", "b1", "w2", "b2", "gain", "offset", "actions"),
 )
 INTEGERS = (
@@ -93,32 +82,15 @@ def accept_cpu_(
     Uses up to `torch.get_num_threads()` threads. Releases the interpreter lock while it runs.
     """
     batch, layers, steps, dims, levels = logits.shape
-    weights: tuple[Tensor | None, ...] = (None,) * 6
-    if decoder is not None:
-        weights = (decoder.w1, decoder.b1, decoder.w2, decoder.b2, decoder.gain, decoder.offset)
+    weights = (None,) * 6 if decoder is None else decoder.tensors()
     hidden = 0 if weights[1] is None else weights[1].shape[0]
     action_dims = dims if weights[4] is None else weights[4].shape[0]
+    tensors = (
+        *(logits, state.codes, state.frontier, state.drafted, state.finished, state.passes, state.latents),
+        *(state.agreed, state.kept, codebook, slack, uniforms, draft_probs, *weights, actions),
+    )
     args = Args(
-        *(
-            tensor if tensor is None else tensor.data_ptr()
-            for tensor in (
-                logits,
-                state.codes,
-                state.frontier,
-                state.drafted,
-                state.finished,
-                state.passes,
-                state.latents,
-                state.agreed,
-                state.kept,
-                codebook,
-                slack,
-                uniforms,
-                draft_probs,
-                *weights,
-                actions,
-            )
-        ),
+        *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
         *(batch, layers, steps, dims, levels, hidden, action_dims, *logits.stride()),
         DTYPES[logits.dtype],
         params.stop,

@@ -1,15 +1,16 @@
 // accept_ on the CPU, torch-free: one struct of pointers, sizes and strides comes in (kernels/accept/cpu/__init__.py
-// mirrors it field by field), nothing is allocated but scratch. kernels/accept/reference.py defines the semantics and the
-// edge cases; names are its names.
+// mirrors it field by field), nothing is allocated but scratch. kernels/accept/reference.py defines the semantics and
+// the edge cases; names are its names.
 //
-// A sample is decoded layer by layer, lowest first. A layer's logits are read once and laid out [V][E] (E = T * D elements),
-// so that the loops over elements run in vector registers. Samples are independent: large batches run on several threads.
+// A sample is decoded layer by layer, lowest first. A layer's logits are read once and laid out [V][E] (E = T * D
+// elements), so that the loops over elements run in vector registers. Samples are independent: large batches run on
+// several threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
-#include <limits>
 #include <vector>
+
+#include "numbers.h"
 
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
 #define RSD_VECTOR __attribute__((target_clones("avx512f", "avx2", "default")))  // picked when the library is loaded
@@ -45,58 +46,6 @@ namespace {
 
 using Args = RsdAcceptArgs;
 constexpr int64_t kSteps = 8;  // of the action decoder at once: a vector register
-constexpr float kInf = std::numeric_limits<float>::infinity();
-
-// ---------------------------------------------------------------------------------------------- numbers
-
-inline float from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-inline float to_float(float value) { return value; }
-
-struct BFloat16 {
-  uint16_t bits;
-};
-inline float to_float(BFloat16 value) { return from_bits(uint32_t(value.bits) << 16); }
-
-struct Float16 {
-  uint16_t bits;
-};
-inline float to_float(Float16 value) {
-  const uint32_t magnitude = uint32_t(value.bits & 0x7fff) << 13, sign = uint32_t(value.bits & 0x8000) << 16;
-  const bool special = (value.bits & 0x7c00) == 0x7c00;                      // inf or NaN
-  const float finite = from_bits(magnitude) * from_bits(0x77800000);         // * 2^112: exact, subnormals included
-  const float result = special ? from_bits(magnitude | 0x7f800000) : finite;
-  uint32_t bits;
-  std::memcpy(&bits, &result, sizeof bits);
-  return from_bits(bits | sign);
-}
-
-// e^x for x <= 0, within 2 units in the last place, never below e^-87. Plain arithmetic, so that it vectorises.
-inline float exp_negative(float x) {
-  x = x > -87.0f ? x : -87.0f;
-  const int32_t n = int32_t(x * 1.44269504f - 0.5f);  // to nearest: the sum is not positive
-  const float r = (x - float(n) * 0.693359375f) + float(n) * 2.12194440e-4f;  // ln 2 in two parts
-  float p = 1.9875691500e-4f;  // minimax polynomial of Cephes' expf
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  return p * from_bits(uint32_t(n + 127) << 23);
-}
-
-// x * tanh(log(1 + e^x)), written with w = e^-|x| so that nothing overflows or cancels.
-inline float mish(float x) {
-  const float w = exp_negative(-std::fabs(x));
-  const float positive = (1.0f + 2.0f * w) / (1.0f + 2.0f * w + 2.0f * w * w);
-  const float negative = w * (w + 2.0f) / (w * (w + 2.0f) + 2.0f);
-  return x * (x >= 0.0f ? positive : negative);
-}
 
 // ---------------------------------------------------------------------------------------------- one sample
 
@@ -104,7 +53,7 @@ struct Scratch {
   std::vector<float> x;        // [V, E] logits of the layer at hand
   std::vector<float> top;      // [E] their maximum
   std::vector<int32_t> greedy, choice, agree, walking, changed, entry;  // [E]
-  std::vector<float> row;      // two of [V] (weights, residual) or of [E] (mean, sum)
+  std::vector<float> row;      // two of [V] (weights, residual) or three of [E] (mean, sum, latents)
   std::vector<float> steps;    // [D + H + A, kSteps] of the action decoder
 
   explicit Scratch(const Args& a) {
@@ -112,47 +61,53 @@ struct Scratch {
     x.resize(size_t(a.V) * e);
     top.resize(e);
     for (auto* buffer : {&greedy, &choice, &agree, &walking, &changed, &entry}) buffer->resize(e);
-    row.resize(2 * std::max(e, size_t(a.V)));
+    row.resize(std::max(3 * e, 2 * size_t(a.V)));
     steps.resize(size_t(kSteps * (a.D + a.H + a.A)));
   }
 };
 
-template <typename T>
-RSD_VECTOR void load_layer(const Args& a, const T* base, float* x) {
+// Two passes, because the first cannot use vector registers (the strides are any): bits into place, then numbers.
+template <typename Format>
+RSD_VECTOR void load_layer(const Args& a, int64_t at, float* x) {
+  using Storage = typename Format::Storage;
+  const Storage* base = static_cast<const Storage*>(a.logits) + at;
   const int64_t E = a.T * a.D;
   const bool even = a.stride_t == a.D * a.stride_d;  // steps and dims are one run of elements
-  const int64_t rows = even ? 1 : a.T, run = even ? E : a.D;
+  const int64_t rows = even ? 1 : a.T, run = even ? E : a.D, stride = a.stride_d;
   for (int64_t v = 0; v < a.V; ++v) {
     for (int64_t row = 0; row < rows; ++row) {
-      const T* from = base + v * a.stride_v + row * a.stride_t;
+      const Storage* from = base + v * a.stride_v + row * a.stride_t;
       float* to = x + v * E + row * a.D;
-      for (int64_t i = 0; i < run; ++i) {
-        const float value = to_float(from[i * a.stride_d]);
-        to[i] = value == value ? value : -kInf;  // NaN counts as -inf
-      }
+      for (int64_t i = 0; i < run; ++i) to[i] = from_bits(from[i * stride]);
     }
+  }
+  for (int64_t i = 0; i < a.V * E; ++i) {
+    const float value = Format::value(to_bits(x[i]));
+    x[i] = value == value ? value : -kInf;  // NaN counts as -inf
   }
 }
 
 void load(const Args& a, int64_t b, int64_t l, float* x) {
   const int64_t at = b * a.stride_b + l * a.stride_l;
   if (a.dtype == kFloat32) {
-    load_layer(a, static_cast<const float*>(a.logits) + at, x);
+    load_layer<Float32>(a, at, x);
   } else if (a.dtype == kBFloat16) {
-    load_layer(a, static_cast<const BFloat16*>(a.logits) + at, x);
+    load_layer<BFloat16>(a, at, x);
   } else {
-    load_layer(a, static_cast<const Float16*>(a.logits) + at, x);
+    load_layer<Float16>(a, at, x);
   }
 }
 
-RSD_VECTOR void argmax(const float* x, int64_t V, int64_t E, float* top, int32_t* greedy) {
+RSD_VECTOR void argmax(const float* x, int64_t V, int64_t E, float* __restrict top, int32_t* __restrict greedy) {
   for (int64_t e = 0; e < E; ++e) top[e] = x[e], greedy[e] = 0;
   for (int64_t v = 1; v < V; ++v) {
     const float* row = x + v * E;
+#pragma omp simd
     for (int64_t e = 0; e < E; ++e) {
-      const bool above = row[e] > top[e];  // ties: the lowest level
-      top[e] = above ? row[e] : top[e];
-      greedy[e] = above ? int32_t(v) : greedy[e];
+      const float value = row[e], best = top[e];
+      const int32_t at = greedy[e];
+      top[e] = value > best ? value : best;
+      greedy[e] = value > best ? int32_t(v) : at;  // ties: the lowest level
     }
   }
 }
@@ -160,14 +115,17 @@ RSD_VECTOR void argmax(const float* x, int64_t V, int64_t E, float* top, int32_t
 inline bool is_level(const Args& a, int32_t code) { return uint32_t(code) < uint32_t(a.V); }
 inline int32_t nearest_level(const Args& a, int32_t code) { return std::clamp(code, 0, int32_t(a.V - 1)); }
 
-void compare(const Args& a, int64_t l, const int32_t* codes, Scratch& s) {
+RSD_VECTOR void compare(const Args& a, int64_t l, const int32_t* codes, Scratch& s) {
   const int64_t E = a.T * a.D;
   if (a.rule == kDistance) {
-    for (int64_t t = 0; t < a.T; ++t) {
+    const int32_t *greedy = s.greedy.data(), *slack = a.slack + l * a.D;
+    int32_t* __restrict agree = s.agree.data();
+    const uint32_t levels = uint32_t(a.V);
+    for (int64_t begin = 0; begin < E; begin += a.D) {
       for (int64_t d = 0; d < a.D; ++d) {
-        const int64_t e = t * a.D + d;
-        const int32_t distance = std::abs(nearest_level(a, codes[e]) - s.greedy[e]);
-        s.agree[e] = is_level(a, codes[e]) & (distance <= a.slack[l * a.D + d]);
+        const int32_t code = codes[begin + d], known = uint32_t(code) < levels;
+        const int32_t distance = std::abs((known ? code : 0) - greedy[begin + d]);
+        agree[begin + d] = known & int32_t(distance <= slack[d]);
       }
     }
     return;
@@ -230,24 +188,31 @@ int64_t count(const std::vector<int32_t>& flags) {
 
 // Codes and frontier of one layer; `s.walking` says which elements have not met a layer that is not accepted.
 // Returns how many elements hold the draft's code in an accepted layer.
-int64_t select_layer(const Args& a, int64_t l, bool proposed, int32_t* codes, int32_t* frontier, Scratch& s) {
+RSD_VECTOR int64_t select_layer(const Args& a, int64_t l, bool proposed, int32_t* __restrict codes,
+                                int32_t* __restrict frontier, Scratch& s) {
   const int64_t E = a.T * a.D;
   const bool by_layer = a.granularity == kLayer;
-  const bool layer_passes = proposed && a.granularity != kAll && (!by_layer || count(s.agree) >= a.need);
-  int64_t held = 0;
-  for (int64_t e = 0; e < E; ++e) {
-    if (l < s.entry[e]) continue;
-    const int32_t code = codes[e];
-    int32_t take = s.greedy[e];  // above the frontier: the next draft
-    if (s.walking[e]) {
-      const bool accepted = layer_passes && (by_layer || s.agree[e]);
-      const bool stands = accepted && (s.agree[e] || (a.keep_draft && is_level(a, code)));
-      take = stands ? code : s.choice[e];
-      held += accepted && take == code;
-      s.walking[e] = accepted;
-      frontier[e] = a.granularity == kAll ? int32_t(a.stop) : int32_t(l + 1);
-    }
-    if (l < a.stop - 1) s.changed[e] |= take != code;
+  const int32_t layer_passes = proposed && a.granularity != kAll && (!by_layer || count(s.agree) >= a.need);
+  const int32_t whole = by_layer, keep_draft = a.keep_draft != 0, layer = int32_t(l), below_last = l < a.stop - 1;
+  const int32_t reached = a.granularity == kAll ? int32_t(a.stop) : layer + 1;
+  const uint32_t levels = uint32_t(a.V);
+  const int32_t *entry = s.entry.data(), *greedy = s.greedy.data(), *choice = s.choice.data(), *agree = s.agree.data();
+  int32_t *__restrict walking = s.walking.data(), *__restrict changed = s.changed.data();
+  int32_t held = 0;
+#pragma omp simd reduction(+ : held)
+  for (int64_t e = 0; e < E; ++e) {  // everything is read, and no branch is taken: many elements at once
+    const int32_t code = codes[e], own = choice[e], likely = greedy[e];
+    const int32_t agrees = agree[e], was = walking[e], at = frontier[e];
+    const int32_t open = layer >= entry[e], walks = was & open;
+    const int32_t accepted = layer_passes & (whole | agrees);
+    const int32_t stands = accepted & (agrees | (keep_draft & int32_t(uint32_t(code) < levels)));
+    const int32_t final_code = stands ? code : own;
+    const int32_t open_code = walks ? final_code : likely;  // above the frontier: the next draft
+    const int32_t take = open ? open_code : code;
+    held += walks & accepted & int32_t(take == code);
+    walking[e] = open ? walks & accepted : was;
+    frontier[e] = walks ? reached : at;
+    changed[e] |= below_last & int32_t(take != code);
     codes[e] = take;
   }
   return held;
@@ -256,8 +221,8 @@ int64_t select_layer(const Args& a, int64_t l, bool proposed, int32_t* codes, in
 // ---------------------------------------------------------------------------------------------- dequantise, decode
 
 // The mean of the levels [D, V] under the softmax of x [V, E], for every element. Overwrites x with the weights.
-RSD_VECTOR void softmax_mean(int64_t V, int64_t T, int64_t D, float* x, const float* top, const float* levels, float* mean,
-                             float* sum) {
+RSD_VECTOR void softmax_mean(int64_t V, int64_t T, int64_t D, float* x, const float* top, const float* levels,
+                             float* mean, float* sum) {
   const int64_t E = T * D;
   for (int64_t e = 0; e < E; ++e) mean[e] = sum[e] = 0.0f;
   for (int64_t v = 0; v < V; ++v) {
@@ -274,36 +239,44 @@ RSD_VECTOR void softmax_mean(int64_t V, int64_t T, int64_t D, float* x, const fl
   for (int64_t e = 0; e < E; ++e) mean[e] /= sum[e];
 }
 
-// Latents of the elements that were not final at entry: the sum of what their layers stand for, in the order of the layers.
-void dequantise(const Args& a, const int32_t* codes, const int32_t* frontier, float* latents, Scratch& s) {
-  const int64_t E = a.T * a.D;
-  float *mean = s.row.data(), *sum = mean + E;
+// Latents of the elements that were not final at entry: what their layers stand for, added in the order of the layers.
+RSD_VECTOR void dequantise(const Args& a, const int32_t* codes, const int32_t* frontier, float* latents, Scratch& s) {
+  const int64_t E = a.T * a.D, last = a.stop - 1;
+  float *mean = s.row.data(), *sum = mean + E, *__restrict z = sum + E;
+  const auto value = [&](int64_t l, int64_t e, int64_t d) {
+    return a.codebook[(l * a.D + d) * a.V + nearest_level(a, codes[l * E + e])];
+  };
   if (a.expected) {  // x holds layer stop - 1
-    softmax_mean(a.V, a.T, a.D, s.x.data(), s.top.data(), a.codebook + (a.stop - 1) * a.D * a.V, mean, sum);
+    softmax_mean(a.V, a.T, a.D, s.x.data(), s.top.data(), a.codebook + last * a.D * a.V, mean, sum);
   }
-  for (int64_t e = 0; e < E; ++e) {
-    if (s.entry[e] >= a.stop) continue;
-    const int64_t d = e % a.D;
-    const bool blend = a.expected && frontier[e] >= a.stop && (a.granularity == kAll || !s.changed[e]);
-    float z = 0.0f;
-    for (int64_t l = 0; l < a.stop - (blend ? 1 : 0); ++l) {
-      z += a.codebook[(l * a.D + d) * a.V + nearest_level(a, codes[l * E + e])];
+  std::fill(z, z + E, 0.0f);
+  for (int64_t l = 0; l < last; ++l) {
+    for (int64_t begin = 0; begin < E; begin += a.D) {
+      for (int64_t d = 0; d < a.D; ++d) z[begin + d] += value(l, begin + d, d);
     }
-    latents[e] = blend ? z + mean[e] : z;
+  }
+  for (int64_t e = 0, d = 0; e < E; ++e, d = d + 1 == a.D ? 0 : d + 1) {
+    if (s.entry[e] >= a.stop) continue;
+    const bool blend = a.expected && frontier[e] >= a.stop && (a.granularity == kAll || !s.changed[e]);
+    latents[e] = z[e] + (blend ? mean[e] : value(last, e, d));
   }
 }
 
-// to[row] = bias[row] + sum_i weights[row, i] * from[i], for kSteps steps at once.
+// to[row] = bias[row] + sum_i weights[row, i] * from[i], for kSteps steps at once. The sums of all rows grow side by
+// side, so that no addition waits for the one before it.
 RSD_VECTOR void linear(const float* weights, const float* bias, int64_t rows, int64_t columns, const float* from,
-                       float* to) {
+                       float* __restrict to) {
   for (int64_t row = 0; row < rows; ++row) {
-    float sums[kSteps];
-    for (int64_t t = 0; t < kSteps; ++t) sums[t] = bias[row];
-    for (int64_t i = 0; i < columns; ++i) {
+    for (int64_t t = 0; t < kSteps; ++t) to[row * kSteps + t] = bias[row];
+  }
+  for (int64_t i = 0; i < columns; ++i) {
+    const float* in = from + i * kSteps;
+    for (int64_t row = 0; row < rows; ++row) {
       const float weight = weights[row * columns + i];
-      for (int64_t t = 0; t < kSteps; ++t) sums[t] += weight * from[i * kSteps + t];
+      float* __restrict out = to + row * kSteps;
+#pragma omp simd
+      for (int64_t t = 0; t < kSteps; ++t) out[t] += weight * in[t];
     }
-    for (int64_t t = 0; t < kSteps; ++t) to[row * kSteps + t] = sums[t];
   }
 }
 
@@ -336,7 +309,7 @@ void decode_actions(const Args& a, const float* latents, float* actions, Scratch
   }
 }
 
-// ---------------------------------------------------------------------------------------------- one sample, all samples
+// ---------------------------------------------------------------------------------------------- samples
 
 bool is_finished(const Args& a, const int32_t* frontier) {
   const int64_t E = a.T * a.D;
