@@ -23,10 +23,11 @@ from pathlib import Path
 
 import torch
 import triton
+from torch import Tensor
+
 from rsd_fast.kernels.accept import AcceptParams, ActionDecoder, RoundState
 from rsd_fast.kernels.accept.reference import accept_reference_
 from rsd_fast.kernels.accept.triton import accept_triton_
-from torch import Tensor
 
 SHAPES = {"L3 T8 D7 V5": (3, 8, 7, 5), "L8 T8 D16 V7": (8, 8, 16, 7)}
 CALLS = {1: 256, 64: 64, 4096: 16, 65536: 4}  # batch: calls in a graph

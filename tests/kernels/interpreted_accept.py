@@ -9,8 +9,8 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from hypothesis import given, settings
-from rsd_fast.kernels.accept import AcceptParams, RoundState
 
+from rsd_fast.kernels.accept import AcceptParams, RoundState
 from tests.kernels.accept_cases import Case, cases, random_case
 from tests.kernels.test_accept_reference import assert_same
 
