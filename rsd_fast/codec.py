@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -98,6 +99,7 @@ class RFSQCodec(
     """Actions `[..., T, A]` in physical units <-> codes `[..., L, T, D]`. See the module's text for the definition."""
 
     codebook: Float[Tensor, "L D V"]
+    base_scale: Float[Tensor, " D"]
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
@@ -159,7 +161,7 @@ class RFSQCodec(
         """`remaining_bound` carried through the action decoder and the un-normalisation, in physical units."""
         bound = self.remaining_bound(layer)
         if self.decoder is not None:
-            first, _, last = self.decoder
+            first, last = _linears(self.decoder)
             bound = last.weight.abs() @ (_MISH_LIPSCHITZ * (first.weight.abs() @ bound))
         return (bound * self.normalizer.gain).detach()
 
@@ -261,8 +263,8 @@ class RFSQCodec(
     def latents_to_actions(self, latents: Float[Tensor, "*b T D"]) -> Float[Tensor, "*b T A"]:
         """Latents -> physical units."""
         if self.decoder is not None:
-            first, activation, last = self.decoder
-            latents = _row_linear(last, activation(_row_linear(first, latents)))
+            first, last = _linears(self.decoder)
+            latents = _row_linear(last, F.mish(_row_linear(first, latents)))
         return self.normalizer.unnormalize(latents)
 
     def encode_actions(self, actions: Float[Tensor, "*b T A"]) -> Int[Tensor, "*b L T D"]:
@@ -280,6 +282,12 @@ def codec_preset(name: str, **changes: object) -> CodecConfig:
     if name not in PRESETS:
         raise ValueError(f"got codec preset {name!r}, expected one of {sorted(PRESETS)}")
     return replace(PRESETS[name], **changes)  # type: ignore[arg-type]
+
+
+def _linears(decoder: nn.Sequential) -> tuple[nn.Linear, nn.Linear]:
+    first, _, last = decoder
+    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+    return first, last
 
 
 def _row_linear(layer: nn.Linear, rows: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:

@@ -159,9 +159,7 @@ class ChunkDecoder:
 
 def action_decoder(codec: RFSQCodec) -> ActionDecoder:
     """The codec's way from latents to physical units, as the kernel takes it (float32, contiguous copies)."""
-    weights: tuple[Tensor | None, ...] = (None,) * 4
+    weights: list[Tensor | None] = [None] * 4
     if codec.decoder is not None:
-        first, _, last = codec.decoder
-        weights = (first.weight, first.bias, last.weight, last.bias)
-    w1, b1, w2, b2 = (None if w is None else w.detach().float().contiguous() for w in weights)
-    return ActionDecoder(w1, b1, w2, b2, codec.normalizer.gain.float(), codec.normalizer.offset.float())
+        weights = [p.detach().float().contiguous() for layer in (0, 2) for p in codec.decoder[layer].parameters()]
+    return ActionDecoder(*weights, codec.normalizer.gain.float(), codec.normalizer.offset.float())

@@ -150,4 +150,4 @@ class VisionTower(nn.Module):
         """Raw pixels -> `cameras * patches` feature tokens."""
         batch, cameras = images.shape[:2]
         pixels = images.flatten(0, 1).permute(0, 3, 1, 2).to(self.featurizer.pos_embed.dtype) / 127.5 - 1
-        return self.featurizer(pixels).view(batch, cameras * self.config.patches, self.config.width)
+        return self.featurizer(pixels).reshape(batch, cameras * self.config.patches, self.config.width)

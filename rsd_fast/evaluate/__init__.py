@@ -1,0 +1,1 @@
+"""Closed-loop evaluation: episodes, records, statistics, report, videos."""

@@ -1,0 +1,172 @@
+"""What `rsd-fast eval`, `report` and `info` can be told. Imports nothing heavy: `--help` reads this file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """How the modes decode. A mode string can set any of these for itself: "rsd:theta=1,rule=exact"."""
+
+    draft: Literal["regression", "coarse"] = "regression"
+    """Which draft model of the checkpoint proposes (mode rsd)."""
+    rule: str = "distance(1)"
+    """When a drafted code may stand: exact, distance(LEVELS) or typical(TAU)."""
+    granularity: Literal["element", "layer"] = "element"
+    """Accept element by element (partial acceptance), or whole layers."""
+    theta: float = 0.95
+    """Share of elements that must be final (element) or must agree (layer)."""
+    keep: Literal["main", "draft"] = "main"
+    """What disagreeing elements of an accepted layer take (granularity layer)."""
+    temperature: float = 0.0
+    """0 decodes greedily; above 0 samples, which needs granularity layer, rule exact and theta 1."""
+    stop: int | None = None
+    """Layers to decode; default all."""
+    tolerance: float | None = None
+    """Adaptive depth instead of --stop: as few layers as stay within so much of the full code, in action units."""
+
+    def engine_settings(self) -> dict[str, Any]:
+        """As keyword arguments of the engine, all but the draft (which is a model to load)."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "draft"}
+
+
+@dataclass(frozen=True)
+class ModeChoice:
+    """One of the modes that are compared: `label` is how the user wrote it."""
+
+    label: str
+    mode: str
+    settings: DecodeSettings
+
+    @property
+    def draft(self) -> str | None:
+        """The draft model it needs."""
+        return self.settings.draft if self.mode == "rsd" else None
+
+
+def parse_mode(text: str, defaults: DecodeSettings) -> ModeChoice:
+    """`"rsd"` or `"rsd:theta=1,rule=exact"`: a mode of the engine, and what differs from `defaults`.
+
+    Raises:
+        ValueError: a setting that does not exist, or a value that is no number where one is expected.
+    """
+    mode, _, overrides = text.partition(":")
+    changes: dict[str, Any] = {}
+    for item in filter(None, overrides.split(",")):
+        name, _, value = item.partition("=")
+        if name not in _CONVERT or not value:
+            raise ValueError(f"got {item!r} in mode {text!r}, expected NAME=VALUE with one of {sorted(_CONVERT)}")
+        try:
+            changes[name] = _CONVERT[name](value)
+        except ValueError as error:
+            raise ValueError(f"got {value!r} for {name} in mode {text!r}, expected a number") from error
+    return ModeChoice(text, mode, replace(defaults, **changes))
+
+
+_CONVERT: dict[str, type] = {
+    "draft": str,
+    "rule": str,
+    "granularity": str,
+    "theta": float,
+    "keep": str,
+    "temperature": float,
+    "stop": int,
+    "tolerance": float,
+}
+
+
+def usable_cores() -> int:
+    """Cores this process may run on; a container often has fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Run closed-loop episodes in a simulator and compare decoding modes.
+
+    Every mode runs the same episodes (same task, same initial state), so the comparison is paired. One row an episode
+    goes to OUT/episodes.jsonl as soon as it ends; at the end come a table, report.md, summary.json, report.png and
+    videos with the modes side by side. Stop it at any time: the same command goes on where it was, and tries again
+    what ended in an error. An episode ends in success, failure or error; an error is never counted as a failure.
+
+    Example: rsd-fast eval --tasks Lift --episodes 5 --modes sequential rsd "rsd:rule=exact,theta=1" --out results/lift
+    """
+
+    suite: str = "robosuite"
+    """Family of tasks."""
+    tasks: tuple[str, ...] = ()
+    """Names of tasks; default all of the suite."""
+    episodes: int = 20
+    """Episodes a task and mode, at the suite's evaluation states 0, 1, 2, ..."""
+    modes: tuple[str, ...] = ("sequential", "rsd")
+    """sequential, rsd, jacobi or parallel, each with settings of its own if wanted (see above). The first is the
+    baseline of every ratio."""
+    checkpoint: str = "robosuite-nano"
+    """Policy: a folder, the name of a shipped checkpoint, or a hub id."""
+    out: Path = Path("results/eval")
+    """Folder for everything that this command writes."""
+    workers: int | None = None
+    """Simulators at once, each in a process of its own; default one a core, at most 8."""
+    device: str = "auto"
+    """Of the policy: auto, cpu, cuda, cuda:1, ..."""
+    batch: int = 1
+    """Chunks that the policy decodes in one call. Only at 1 is the latency that of one robot."""
+    replan: int | None = None
+    """Execute only so many actions of a chunk before looking again; default all of them."""
+    image_size: int = 128
+    """Pixels a side that the cameras render; the policy resizes to its own."""
+    video: int = 0
+    """Episodes a task to film. Rendering every step makes them slower."""
+    seed: int = 0
+    """Of the draws, when temperature is above 0."""
+    resume: bool = True
+    """Go on in a folder that has results already; --no-resume refuses such a folder."""
+    decode: OmitArgPrefixes[DecodeSettings] = field(default_factory=DecodeSettings)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on numbers that make no sense."""
+        for name in ("episodes", "batch", "image_size", "workers", "replan"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"got --{name.replace('_', '-')} {value}, expected at least 1")
+        if self.video < 0:
+            raise ValueError(f"got --video {self.video}, expected 0 or more")
+        if not self.modes or len(set(self.modes)) < len(self.modes):
+            raise ValueError(f"got modes {list(self.modes)}, expected at least one, and none twice")
+
+    @property
+    def choices(self) -> tuple[ModeChoice, ...]:
+        """The modes with their settings."""
+        return tuple(parse_mode(text, self.decode) for text in self.modes)
+
+    @property
+    def simulators(self) -> int:
+        """How many simulators run at once."""
+        return min(self.workers or min(usable_cores(), 8), self.episodes)
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Build table, report.md, summary.json, report.png and videos of a finished or stopped evaluation anew."""
+
+    folder: Positional[Path]
+    """What was given to `rsd-fast eval` as --out."""
+    baseline: str | None = None
+    """The mode that ratios and tests compare with; default the first one of the evaluation."""
+
+
+@dataclass(frozen=True)
+class InfoConfig:
+    """Show versions, kernel backends and why they were picked, GPU, GL libraries, suites and checkpoints.
+
+    This is what to send along with a bug report.
+    """
+
+    json: bool = False
+    """Print JSON instead of a table."""

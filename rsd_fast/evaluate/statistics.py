@@ -1,0 +1,175 @@
+"""Rows -> numbers: success with Wilson intervals, exact McNemar tests, latency percentiles, ratios to the baseline."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from .records import EpisodeRow
+
+
+@dataclass(frozen=True)
+class Share:
+    """Successes among episodes that ended in success or failure.
+
+    Attributes:
+        rate, low, high: None without such an episode; low and high are the Wilson interval at 95 %.
+    """
+
+    successes: int
+    episodes: int
+    rate: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """A mode against the baseline, over episodes that both ended in success or failure.
+
+    Attributes:
+        pairs: such episodes.
+        gained: succeeded with the mode only; `lost`: with the baseline only.
+        difference: of the success rates, over the pairs.
+        p_value: exact McNemar test, two-sided.
+    """
+
+    baseline: str
+    pairs: int
+    gained: int
+    lost: int
+    difference: float | None
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """One mode, in one task or over all of them; means and percentiles are over chunks.
+
+    Attributes:
+        task: None for all tasks.
+        passes, accepted_layers: means a chunk.
+        ms_p50, ms_p99: latency a chunk [ms].
+        ms_per_action: ms_p50 by the actions that a chunk executes [ms].
+        ms_stages: means by stage [ms].
+        speedup: the baseline's ms_p50 by this mode's.
+        paired: None for the baseline itself.
+    """
+
+    mode: str
+    task: str | None
+    success: Share
+    errors: int
+    chunks: int
+    passes: float | None
+    accepted_layers: float | None
+    ms_p50: float | None
+    ms_p99: float | None
+    ms_per_action: float | None
+    ms_stages: dict[str, float]
+    speedup: float | None
+    paired: PairedTest | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All groups of a run: first each mode over all tasks, then each mode of each task."""
+
+    baseline: str
+    modes: list[str]
+    tasks: list[str]
+    groups: list[Group]
+
+    def group(self, mode: str, task: str | None = None) -> Group | None:
+        """The group of a mode, over all tasks by default; None where it has no episode."""
+        return next((group for group in self.groups if (group.mode, group.task) == (mode, task)), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+
+def wilson(successes: int, episodes: int) -> Share:
+    """Share of successes with its Wilson score interval at 95 % (Wilson, 1927)."""
+    if episodes == 0:
+        return Share(0, 0, None, None, None)
+    interval = binomtest(successes, episodes).proportion_ci(0.95, method="wilson")
+    return Share(successes, episodes, successes / episodes, float(interval.low), float(interval.high))
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided p of the exact McNemar test: are pairs that differ as likely one way as the other?"""
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def compare(rows: Iterable[EpisodeRow], baseline_rows: Iterable[EpisodeRow], baseline: str) -> PairedTest:
+    """Pairs two modes by task, initial state and seed; errors on either side drop the pair."""
+    won = {row.pair: row.outcome == "success" for row in rows if row.outcome != "error"}
+    base = {row.pair: row.outcome == "success" for row in baseline_rows if row.outcome != "error"}
+    counts = Counter((won[pair], base[pair]) for pair in won.keys() & base.keys())
+    pairs, gained, lost = sum(counts.values()), counts[True, False], counts[False, True]
+    return PairedTest(baseline, pairs, gained, lost, (gained - lost) / pairs if pairs else None, mcnemar(gained, lost))
+
+
+def summarise(rows: Sequence[EpisodeRow], modes: Sequence[str], baseline: str | None = None) -> Summary:
+    """Statistics of `rows`, with ratios to `baseline` (default: the first of `modes`).
+
+    Raises:
+        ValueError: no rows, or a baseline that has none.
+    """
+    if not rows:
+        raise ValueError("got no episodes, expected at least one")
+    baseline = baseline or modes[0]
+    if baseline not in modes:
+        raise ValueError(f"got baseline {baseline!r}, expected one of {list(modes)}")
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    groups = []
+    for task in (None, *tasks):
+        members = {mode: [row for row in rows if row.mode == mode and task in (None, row.task)] for mode in modes}
+        groups += [_group(mode, task, members, baseline) for mode in modes if members[mode]]
+    return Summary(baseline, list(modes), tasks, groups)
+
+
+def _group(mode: str, task: str | None, members: dict[str, list[EpisodeRow]], baseline: str) -> Group:
+    rows, base = members[mode], members[baseline]
+    outcomes = Counter(row.outcome for row in rows)
+    p50, base_p50 = _percentile(rows, 50), _percentile(base, 50)
+    return Group(
+        mode=mode,
+        task=task,
+        success=wilson(outcomes["success"], outcomes["success"] + outcomes["failure"]),
+        errors=outcomes["error"],
+        chunks=sum(len(row.ms) for row in rows),
+        passes=_mean([value for row in rows for value in row.passes]),
+        accepted_layers=_mean([value for row in rows for value in row.accepted_layers]),
+        ms_p50=p50,
+        ms_p99=_percentile(rows, 99),
+        ms_per_action=p50 / rows[0].settings["replan"] if p50 is not None else None,
+        ms_stages=_stages(rows),
+        speedup=base_p50 / p50 if p50 and base_p50 else None,
+        paired=None if mode == baseline else compare(rows, base, baseline),
+    )
+
+
+def _percentile(rows: Sequence[EpisodeRow], percent: float) -> float | None:
+    values = [value for row in rows for value in row.ms]
+    return float(np.percentile(values, percent)) if values else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _stages(rows: Sequence[EpisodeRow]) -> dict[str, float]:
+    """Means over chunks: an episode counts as often as it has chunks."""
+    timed = [row for row in rows if row.ms]
+    names = dict.fromkeys(name for row in timed for name in row.ms_stages)
+    weights = [len(row.ms) for row in timed]
+    return {
+        name: float(np.average([row.ms_stages.get(name, 0.0) for row in timed], weights=weights)) for name in names
+    }
