@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import weakref
+import atexit
+from functools import cache
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -32,8 +34,8 @@ class Cameras:
         if model is not self._model:  # a hard reset compiles a new model
             self.close()
             self._renderer, self._model = mujoco.Renderer(model, self.size, self.size, max_geom=1000), model
-            # At the interpreter's exit the GL library may be gone before the renderer is.
-            self._free = weakref.finalize(self, self._renderer.close)
+            _OPEN.add(self)
+            _close_before_the_display()
             self._visual = mujoco.MjvOption()
             self._visual.geomgroup[:] = 0
             self._visual.geomgroup[VISUAL_GEOMS] = 1
@@ -43,5 +45,24 @@ class Cameras:
     def close(self) -> None:
         """Frees the GL context."""
         if self._renderer is not None:
-            self._free()
+            self._renderer.close()
             self._renderer = self._model = None
+        _OPEN.discard(self)
+
+
+_OPEN: WeakSet[Cameras] = WeakSet()
+
+
+@cache
+def _close_before_the_display() -> None:
+    """Arranges that cameras which are still open at the interpreter's exit are closed while GL is up.
+
+    MuJoCo ends the EGL display in an exit handler that its first context registers. Handlers run last in, first out,
+    so this one, registered right after, runs before.
+    """
+    atexit.register(_close_all)
+
+
+def _close_all() -> None:
+    for cameras in list(_OPEN):
+        cameras.close()

@@ -2,87 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import numpy as np
 from jaxtyping import Float
 
-from .suites import Observation, TaskEnv, action_space, observation_space
+from .suites import Observation, Suite, TaskEnv, action_space, get_task, observation_space
 
 
 class ChunkedEnv(gymnasium.Env[Observation, np.ndarray]):
-    """Executes `chunk` actions open loop, up to the end of the episode, and observes once.
+    """Episodes of a suite's tasks, one after another; a step executes `chunk` actions open loop and observes once.
 
-    An episode is driven by one of many workers, so what goes wrong inside the simulator must not take the
-    others down: it ends the episode with `info["error"]`. A step after the end does nothing
-    (`info["steps"]` stays).
+    A step stops early at the end of the episode. The simulator of a task is built by the first reset to it and kept
+    until another task is asked for. It is driven from another process, so what goes wrong in a simulator is not raised:
+    the episode ends, and `info["error"]` says why.
 
-    `info`: `steps` so far, `success`; `error` where the simulator failed; `frames`, where `recording` is set:
-    a list of pictures, one a step.
+    `info`: `steps` so far, `success`, `built` (whether there is a simulator); `error` where it failed; `frames`,
+    uint8 `[n, S, S, 3]`, where pictures of every step were asked for.
 
     Args:
-        make: builds the environment at the first reset; what it raises is raised.
+        suite: whose tasks are run.
         chunk: actions a step.
-        image_size: of the observations.
-
-    Attributes:
-        init_state: the evaluation state that the next reset takes, None: a random start. An attribute because
-            a vector environment resets all its members with the same options.
-        recording: whether `info` carries frames.
+        image_size: pixels a side of the observations.
     """
 
-    def __init__(self, make: Callable[[], TaskEnv], chunk: int, image_size: int) -> None:
+    def __init__(self, suite: Suite, chunk: int, image_size: int) -> None:
         if chunk < 1:
             raise ValueError(f"got chunk {chunk}, expected at least 1 action")
-        self._make = make
-        self._env: TaskEnv | None = None
-        self._single = action_space()
+        self.suite, self.image_size = suite, image_size
         self.observation_space = observation_space(image_size)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (chunk, *(self._single.shape or ())), np.float32)
-        self.init_state: int | None = None
-        self.recording = False
-        self._over = True
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (chunk, *(action_space().shape or ())), np.float32)
+        self._env: TaskEnv | None = None
+        self._film = False
         self._info: dict[str, Any] = {}
-        self._last: Observation = blank(self.observation_space)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """A new episode at `init_state`, or at a random start drawn from `seed`."""
-        super().reset(seed=seed)
-        if self._env is None:
-            self._env = self._make()
-        self._over, self._info = False, {"success": False, "steps": 0}
-        try:
-            self._last, _ = self._env.reset(seed=seed, options={"init_state": self.init_state})
-        except Exception as error:
-            self._fail(error)
-        return self._last, dict(self._info)
+        """A new episode.
 
-    def step(
-        self, action: Float[np.ndarray, "chunk 7"]
-    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Up to `chunk` control steps."""
-        if self._over or self._env is None:
-            return self._last, 0.0, True, False, dict(self._info)
+        Args:
+            seed: of a random start, where no init state is asked for.
+            options: `task`, a name; `init_state`, an evaluation state; `film`, whether to picture every step.
+        """
+        super().reset(seed=seed)
+        options = options or {}
+        self._film = bool(options.get("film"))
+        self._info = {"success": False, "steps": 0}
+        try:
+            env = self._require(options["task"])
+            observation, _ = env.reset(seed=seed, options={"init_state": options.get("init_state")})
+        except Exception as error:
+            observation = self._failed(error)
+        return observation, self._info | {"built": self._env is not None}
+
+    def step(self, action: Float[np.ndarray, "chunk 7"]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Up to `chunk` control steps of an episode that `reset` began."""
         reward, terminated, truncated = 0.0, False, False
         frames: list[np.ndarray] = []
         try:
+            assert self._env is not None, "step before reset"
             for single in action:
                 reward, terminated, truncated, info = self._env.advance(single)
-                self._info.update(info)
-                if self.recording:
+                self._info |= {"success": info["success"], "steps": info["steps"]}
+                if self._film:
                     frames.append(self._env.frame())
                 if terminated or truncated:
                     break
-            self._last = self._env.observe()
+            observation = self._env.observe()
         except Exception as error:
-            self._fail(error)
-            terminated = True
-        self._over = self._over or terminated or truncated
-        return self._last, reward, terminated, truncated, {**self._info, "frames": frames}
+            observation, terminated = self._failed(error), True
+        filmed = {"frames": np.stack(frames)} if frames else {}
+        return observation, reward, terminated, truncated, self._info | filmed
 
     def close(self) -> None:
         """Frees the simulator."""
@@ -90,9 +82,15 @@ class ChunkedEnv(gymnasium.Env[Observation, np.ndarray]):
             self._env.close()
             self._env = None
 
-    def _fail(self, error: Exception) -> None:
-        self._over, self._last = True, blank(self.observation_space)
+    def _require(self, task: str) -> TaskEnv:
+        if self._env is None or self._env.task.name != task:
+            self.close()
+            self._env = self.suite.make_env(get_task(self.suite, task), image_size=self.image_size)
+        return self._env
+
+    def _failed(self, error: Exception) -> Observation:
         self._info["error"] = f"{type(error).__name__}: {error}"
+        return blank(self.observation_space)
 
 
 def blank(space: gymnasium.Space[Any]) -> Observation:

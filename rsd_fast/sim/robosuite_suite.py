@@ -6,6 +6,8 @@ Panda arm, OSC_POSE at 20 Hz, the same cameras, state and actions as LIBERO (whi
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,12 +50,8 @@ class RobosuiteEnv(TaskEnv):
         """
         super().reset(seed=seed)
         seed = start_seed(seed, (options or {}).get("init_state"))
-        before = np.random.get_state()
-        try:
-            np.random.seed(seed)  # robosuite draws its starts from numpy's global generator
+        with numpy_seed(seed):
             self.simulator.reset()
-        finally:
-            np.random.set_state(before)
         self.steps = 0
         return self.observe(), {"success": False, "steps": 0}
 
@@ -138,6 +136,17 @@ def start_seed(seed: int | None, init_state: int | None) -> int:
     return seed
 
 
+@contextmanager
+def numpy_seed(seed: int) -> Iterator[None]:
+    """Robosuite draws from numpy's global generator: seeds it for the block, and puts it back."""
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
+
+
 def make_simulator(name: str) -> Any:
     """The simulator itself, without its cameras and observation tables (they cost as much as the physics)."""
     choose_gl_backend()
@@ -148,17 +157,18 @@ def make_simulator(name: str) -> Any:
         raise ImportError(
             f"got no robosuite ({error}), expected version 1.4.0: pip install 'rsd-fast[sim]'"
         ) from error
-    simulator = robosuite.make(
-        name,
-        robots="Panda",
-        controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
-        control_freq=CONTROL_HZ,
-        has_renderer=False,
-        has_offscreen_renderer=False,
-        use_camera_obs=False,
-        ignore_done=True,
-        hard_reset=False,
-    )
+    with numpy_seed(0):  # the size of Lift's cube is drawn when the model is built: the same in every process
+        simulator = robosuite.make(
+            name,
+            robots="Panda",
+            controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
+            control_freq=CONTROL_HZ,
+            has_renderer=False,
+            has_offscreen_renderer=False,
+            use_camera_obs=False,
+            ignore_done=True,
+            hard_reset=False,
+        )
     simulator._update_observables = lambda force=False: None
     simulator._get_observations = lambda force_update=False: {}
     return simulator

@@ -1,67 +1,174 @@
-"""Several simulators at once, with gymnasium's vector environments."""
+"""Simulators in processes of their own, with gymnasium's vector environments.
+
+A vector environment of many members steps them in lockstep: all wait for the slowest, and one that dies takes the
+others with it. So each process is a vector environment of one member, and whoever drives several collects those that
+are ready: `ready_simulators`.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
-import gymnasium
 import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector.async_vector_env import AsyncState, _async_worker
+from jaxtyping import Float
 
 from .chunked import ChunkedEnv
-from .suites import TaskEnv, get_suite, get_task
+from .suites import Observation, Suite
 
 
-def make_vector_env(
-    suite: str, task: str, *, workers: int, chunk: int, image_size: int = 128
-) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
-    """`workers` copies of a task, each a `ChunkedEnv`; more than one run in processes of their own.
+class SimulatorCrash(RuntimeError):
+    """The process of a simulator is gone, or does not answer in time."""
 
-    Nothing resets by itself: `reset_to` starts episodes, and a member whose episode is over idles.
 
-    Raises:
-        ValueError: an unknown suite or task, or fewer than one worker.
+@dataclass(frozen=True)
+class Reply:
+    """What a simulator answered: see `ChunkedEnv` for `info`.
+
+    Attributes:
+        over: whether the episode has ended.
+        seconds: from the command to the answer.
     """
-    if workers < 1:
-        raise ValueError(f"got {workers} workers, expected at least 1")
-    get_task(get_suite(suite), task)
-    makers = [partial(make_chunked_env, suite, task, chunk, image_size)] * workers
-    disabled = gymnasium.vector.AutoresetMode.DISABLED
-    if workers == 1:
-        return gymnasium.vector.SyncVectorEnv(makers, autoreset_mode=disabled)
-    # GL contexts and CUDA do not survive a fork.
-    return gymnasium.vector.AsyncVectorEnv(
-        makers, autoreset_mode=disabled, context="spawn", shared_memory=True
-    )
+
+    observation: Observation
+    over: bool
+    info: dict[str, Any]
+    seconds: float
 
 
-def make_chunked_env(suite: str, task: str, chunk: int, image_size: int) -> ChunkedEnv:
-    """One member; its simulator is built in the process that resets it."""
-    return ChunkedEnv(partial(make_task_env, suite, task, image_size), chunk, image_size)
+class Simulator:
+    """One process with a `ChunkedEnv`; commands return at once, `collect` takes the answer.
 
-
-def make_task_env(suite: str, task: str, image_size: int) -> TaskEnv:
-    """A task's environment by name."""
-    found = get_suite(suite)
-    return found.make_env(get_task(found, task), image_size=image_size)
-
-
-def reset_to(
-    envs: gymnasium.vector.VectorEnv[Any, Any, Any], init_states: Sequence[int | None]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Starts member i at evaluation state `init_states[i]`; those with None go on as they are.
-
-    Returns:
-        observations of all members, and infos of those that were reset.
+    Args:
+        suite: whose tasks it runs; anything that pickles.
+        chunk: actions a step.
+        image_size: pixels a side of the observations.
+        timeout: seconds that a command may take before the process counts as hung; building a task is one.
     """
-    chosen = np.array([state is not None for state in init_states])
-    set_members(envs, "init_state", init_states)
-    observations, infos = envs.reset(options={"reset_mask": chosen})
-    return observations, infos
+
+    def __init__(self, suite: Suite, chunk: int, image_size: int, timeout: float) -> None:
+        self.task: str | None = None  # of the last episode, whose environment is built
+        self.timeout = timeout
+        self._sent = 0.0
+        self._envs = AsyncVectorEnv(
+            [partial(ChunkedEnv, suite, chunk, image_size)],
+            autoreset_mode=AutoresetMode.DISABLED,
+            context="spawn",  # GL contexts and CUDA do not survive a fork
+            shared_memory=True,
+            worker=_serve,
+        )
+
+    @property
+    def pipe(self) -> Connection:
+        """Readable when the answer is there, and when the process has died."""
+        return self._envs.parent_pipes[0]
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        pid = self._envs.processes[0].pid
+        assert pid is not None
+        return pid
+
+    @property
+    def deadline(self) -> float:
+        """When the pending command counts as hung, on the monotonic clock."""
+        return self._sent + self.timeout
+
+    def reset(self, task: str, init_state: int, film: bool = False) -> None:
+        """Begins an episode.
+
+        Raises:
+            SimulatorCrash: the process is gone.
+        """
+        self.task = task
+        options = {"task": task, "init_state": init_state, "film": film}
+        self._send(partial(self._envs.reset_async, options=options))
+
+    def step(self, actions: Float[np.ndarray, "chunk 7"]) -> None:
+        """Executes a chunk.
+
+        Raises:
+            SimulatorCrash: the process is gone.
+        """
+        self._send(partial(self._envs.step_async, actions[None]))
+
+    def collect(self) -> Reply:
+        """The answer to the last command; waits for it until the deadline.
+
+        Raises:
+            SimulatorCrash: the process is gone, or hangs.
+        """
+        resetting = self._envs._state is AsyncState.WAITING_RESET
+        terminated = truncated = np.zeros(1, bool)
+        try:
+            if not self.pipe.poll(max(0.0, self.deadline - time.monotonic())):
+                raise SimulatorCrash(f"the simulator did not answer within {self.timeout:g} s")
+            if resetting:
+                observations, infos = self._envs.reset_wait()
+            else:
+                observations, _, terminated, truncated, infos = self._envs.step_wait()
+        except (EOFError, OSError) as error:
+            raise self._crash() from error
+        info = {name: values[0] for name, values in infos.items() if not name.startswith("_")}
+        return Reply(
+            observation={name: values[0] for name, values in observations.items()},
+            over=bool(terminated[0] or truncated[0]) or "error" in info,
+            info=info,
+            seconds=time.monotonic() - self._sent,
+        )
+
+    def close(self) -> None:
+        """Ends the process, whatever it is doing."""
+        process = self._envs.processes[0]
+        process.kill()  # SIGTERM does not end a process that is stopped, or stuck in a driver
+        process.join()
+        self._envs._state = AsyncState.DEFAULT  # nobody waits for an answer any more
+        self._envs.close(terminate=True)
+
+    def _send(self, command: Any) -> None:
+        self._sent = time.monotonic()
+        try:
+            command()
+        except OSError as error:
+            raise self._crash() from error
+
+    def _crash(self) -> SimulatorCrash:
+        process = self._envs.processes[0]
+        process.join(1.0)
+        how = process.exitcode
+        signalled = signal.Signals(-how).name if how is not None and how < 0 else f"exit status {how}"
+        return SimulatorCrash(f"the simulator's process died ({signalled})")
 
 
-def set_members(envs: gymnasium.vector.VectorEnv[Any, Any, Any], name: str, values: Sequence[Any]) -> None:
-    """Sets attribute `name` of member i to `values[i]`."""
-    assert isinstance(envs, (gymnasium.vector.SyncVectorEnv, gymnasium.vector.AsyncVectorEnv))
-    envs.set_attr(name, list(values))
+def ready_simulators(busy: Sequence[Simulator], block: bool) -> list[Simulator]:
+    """Those of `busy` to collect from: with an answer, dead, or past their deadline.
+
+    Args:
+        busy: simulators with a pending command.
+        block: wait until there is one.
+    """
+    if not busy:
+        return []
+    patience = max(0.0, min(simulator.deadline for simulator in busy) - time.monotonic()) if block else 0.0
+    readable = wait([simulator.pipe for simulator in busy], patience)
+    now = time.monotonic()
+    return [simulator for simulator in busy if simulator.pipe in readable or simulator.deadline <= now]
+
+
+def _serve(*arguments: Any) -> None:
+    """Gymnasium's worker, in the process of a simulator."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; its runner decides what it means
+    os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's software renderer starts a thread a core otherwise
+    try:
+        _async_worker(*arguments)
+    except (EOFError, OSError):
+        pass  # the runner is gone, and with it whoever would want to know
