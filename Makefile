@@ -19,7 +19,7 @@ gl:
 	tools/ensure_gl.sh
 
 demo: $(VENV)/.installed gl
-	$(BIN)/rsd-fast eval --suite robosuite --trials $(TRIALS) --modes sequential rsd --out results/demo --resume
+	$(BIN)/rsd-fast eval --suite robosuite --trials $(TRIALS) --modes sequential,rsd --video 1 --out results/demo
 
 test: $(VENV)/.installed gl
 	$(BIN)/ruff check .

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
+
+MODES = ("sequential", "rsd", "jacobi", "parallel")  # the engine's, named here because importing it loads torch
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,36 @@ class ModeChoice:
         return self.settings.draft if self.mode == "rsd" else None
 
 
+def split_modes(words: Sequence[str]) -> tuple[str, ...]:
+    """Modes from words that hold one or several each: `"sequential,rsd:theta=1,rule=exact"` are two.
+
+    A comma between settings of a mode and one between modes look the same; a mode has no `=` in its name.
+
+    Raises:
+        ValueError: a setting without a mode before it.
+    """
+    modes: list[str] = []
+    for word in words:
+        for position, piece in enumerate(filter(None, word.split(","))):
+            is_setting = "=" in piece.partition(":")[0]
+            if not is_setting:
+                modes.append(piece)
+            elif position and ":" in modes[-1]:
+                modes[-1] += f",{piece}"
+            else:
+                raise ValueError(f"got setting {piece!r} without a mode in {word!r}, expected MODE:{piece}")
+    return tuple(modes)
+
+
 def parse_mode(text: str, defaults: DecodeSettings) -> ModeChoice:
     """`"rsd"` or `"rsd:theta=1,rule=exact"`: a mode of the engine, and what differs from `defaults`.
 
     Raises:
-        ValueError: a setting that does not exist, or a value that is no number where one is expected.
+        ValueError: a mode or a setting that does not exist, or a value that is no number where one is expected.
     """
     mode, _, overrides = text.partition(":")
+    if mode not in MODES:
+        raise ValueError(f"got mode {mode!r}, expected one of {list(MODES)}")
     changes: dict[str, Any] = {}
     for item in filter(None, overrides.split(",")):
         name, _, value = item.partition("=")
@@ -92,17 +118,20 @@ class EvalConfig:
 
     Every mode runs the same episodes (same task, same initial state), so the comparison is paired. One row an episode
     goes to OUT/episodes.jsonl as soon as it ends; at the end come a table, report.md, summary.json, report.png and
-    videos with the modes side by side. Stop it at any time: the same command goes on where it was, and tries again
-    what ended in an error. An episode ends in success, failure or error; an error is never counted as a failure.
+    report.svg, and videos with the modes side by side. Stop it at any time, even with kill -9: the same command goes
+    on where it was, and tries again what ended in an error. An episode ends in success, failure or error; an error is
+    never counted as a failure.
 
-    Example: rsd-fast eval --tasks Lift --episodes 5 --modes sequential rsd "rsd:rule=exact,theta=1" --out results/lift
+    Examples:
+      rsd-fast eval --suite robosuite --trials 20 --modes sequential,rsd --video 1
+      rsd-fast eval --tasks Lift --trials 5 --modes sequential rsd "rsd:rule=exact,theta=1" --out results/lift
     """
 
     suite: str = "robosuite"
     """Family of tasks."""
     tasks: tuple[str, ...] = ()
     """Names of tasks; default all of the suite."""
-    episodes: int = 20
+    trials: int = 20
     """Episodes a task and mode, at the suite's evaluation states 0, 1, 2, ..."""
     modes: tuple[str, ...] = ("sequential", "rsd")
     """sequential, rsd, jacobi or parallel, each with settings of its own if wanted (see above). The first is the
@@ -115,14 +144,20 @@ class EvalConfig:
     """Simulators at once, each in a process of its own; default one a core, at most 8."""
     device: str = "auto"
     """Of the policy: auto, cpu, cuda, cuda:1, ..."""
+    threads: int | None = None
+    """Threads of the policy on the CPU; default the cores that the simulators leave, at least 1."""
     batch: int = 1
-    """Chunks that the policy decodes in one call. Only at 1 is the latency that of one robot."""
+    """Chunks that the policy decodes in one call at most. Only at 1 is the latency that of one robot."""
     replan: int | None = None
     """Execute only so many actions of a chunk before looking again; default all of them."""
     image_size: int = 128
     """Pixels a side that the cameras render; the policy resizes to its own."""
     video: int = 0
     """Episodes a task to film. Rendering every step makes them slower."""
+    retries: int = 1
+    """How often an episode that ended in an error is tried again in this run."""
+    step_timeout: float = 300.0
+    """Seconds that a simulator may take for a chunk, or to build a task, before it counts as hung."""
     seed: int = 0
     """Of the draws, when temperature is above 0."""
     resume: bool = True
@@ -130,35 +165,44 @@ class EvalConfig:
     decode: OmitArgPrefixes[DecodeSettings] = field(default_factory=DecodeSettings)
 
     def __post_init__(self) -> None:
-        """Raises ValueError on numbers that make no sense."""
-        for name in ("episodes", "batch", "image_size", "workers", "replan"):
+        """Raises ValueError on numbers and modes that make no sense."""
+        for name in ("trials", "batch", "image_size", "workers", "threads", "replan"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"got --{name.replace('_', '-')} {value}, expected at least 1")
-        if self.video < 0:
-            raise ValueError(f"got --video {self.video}, expected 0 or more")
-        if not self.modes or len(set(self.modes)) < len(self.modes):
-            raise ValueError(f"got modes {list(self.modes)}, expected at least one, and none twice")
+        for name in ("video", "retries"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"got --{name} {getattr(self, name)}, expected 0 or more")
+        if self.step_timeout <= 0:
+            raise ValueError(f"got --step-timeout {self.step_timeout}, expected more than 0 seconds")
+        labels = [choice.label for choice in self.choices]
+        if not labels or len(set(labels)) < len(labels):
+            raise ValueError(f"got modes {labels}, expected at least one, and none twice")
 
     @property
     def choices(self) -> tuple[ModeChoice, ...]:
         """The modes with their settings."""
-        return tuple(parse_mode(text, self.decode) for text in self.modes)
+        return tuple(parse_mode(text, self.decode) for text in split_modes(self.modes))
 
     @property
     def simulators(self) -> int:
         """How many simulators run at once."""
-        return min(self.workers or min(usable_cores(), 8), self.episodes)
+        return self.workers or min(usable_cores(), 8)
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Build table, report.md, summary.json, report.png and videos of a finished or stopped evaluation anew."""
+    """Build table, report.md, summary.json, report.png, report.svg and videos of evaluations anew.
 
-    folder: Positional[Path]
+    Several folders are shards of one evaluation: their rows are merged.
+    """
+
+    folders: Positional[tuple[Path, ...]]
     """What was given to `rsd-fast eval` as --out."""
     baseline: str | None = None
     """The mode that ratios and tests compare with; default the first one of the evaluation."""
+    out: Path | None = None
+    """Where to write; default the first folder."""
 
 
 @dataclass(frozen=True)

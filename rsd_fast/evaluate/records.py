@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,12 +13,12 @@ Outcome = Literal["success", "failure", "error"]
 Key = tuple[str, str, str, int, int]
 
 ROWS_FILE = "episodes.jsonl"
-RUN_FILE = "run.json"
+HEADER_FILE = "run.json"
 
 
 @dataclass(frozen=True)
 class EpisodeRow:
-    """Everything about one episode.
+    """Everything about one episode. Lists have one entry a chunk; times are milliseconds unless they say otherwise.
 
     Attributes:
         suite, task, instruction: what was to be done.
@@ -26,11 +27,16 @@ class EpisodeRow:
         outcome: an `error` says nothing about the policy.
         error: text of the error.
         steps: control steps that were executed; `cap`: how many there could have been.
-        passes: of the main model, one number a chunk.
-        accepted_layers: layers kept from the draft in the first pass, one number a chunk.
-        ms: latency of the policy call, one number a chunk [ms].
-        ms_stages: mean over the chunks, by stage [ms].
+        passes: of the main model.
+        accepted_layers: layers kept from the draft in the first pass, a mean over the elements.
+        kept_rates, match_rates: by drafted layer, the share of elements that kept the draft's code, and whose draft
+            agreed with main.
+        codes: digest of all codes of the episode: equal digests, equal codes.
+        ms: latency of the policy call, from the observation to the actions.
+        ms_stages: the same by stage.
+        simulator_seconds: from a command to its answer, over the episode [s].
         settings: everything that makes rows comparable; equal in all rows of a mode.
+        machine: cores, workers, threads: what latency depends on beside the settings.
         versions, commit: of the software.
     """
 
@@ -46,9 +52,14 @@ class EpisodeRow:
     cap: int
     passes: list[int]
     accepted_layers: list[float]
+    kept_rates: list[list[float]]
+    match_rates: list[list[float]]
+    codes: str
     ms: list[float]
-    ms_stages: dict[str, float]
+    ms_stages: dict[str, list[float]]
+    simulator_seconds: float
     settings: dict[str, Any]
+    machine: dict[str, Any]
     versions: dict[str, str]
     commit: str | None = None
 
@@ -85,9 +96,27 @@ class Records:
             return records
         *lines, _unfinished = records.file.read_bytes().split(b"\n")
         for number, line in enumerate(lines, 1):
-            row = _parse(line, f"{records.file}:{number}")
-            records.rows[row.key] = row
+            records._keep(_parse(line, f"{records.file}:{number}"))
         return records
+
+    @classmethod
+    def merge(cls, folders: Sequence[Path]) -> Records:
+        """The rows of several folders, as those of the first: shards of one evaluation.
+
+        Raises:
+            FileNotFoundError: a folder without rows.
+            ValueError: a line that is no row, or rows of a mode with different settings.
+        """
+        merged = cls(folders[0])
+        for folder in folders:
+            shard = cls.open(folder)
+            if not shard.file.exists():
+                raise FileNotFoundError(f"no {shard.file}: expected a folder that `rsd-fast eval --out` wrote")
+            for row in shard.rows.values():
+                merged.check_settings(row.mode, row.settings)
+                if not (row.outcome == "error" and merged.is_done(row.key)):
+                    merged._keep(row)
+        return merged
 
     @property
     def file(self) -> Path:
@@ -102,7 +131,7 @@ class Records:
             file.write(json.dumps(asdict(row), allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.rows[row.key] = row
+        self._keep(row)
 
     def is_done(self, key: Key) -> bool:
         """Whether the episode has ended in success or failure."""
@@ -119,6 +148,9 @@ class Records:
             raise ValueError(
                 f"{self.folder} has episodes of mode {mode!r} with {was}, now got {now}; choose another --out"
             )
+
+    def _keep(self, row: EpisodeRow) -> None:
+        self.rows[row.key] = row
 
     def _cut_unfinished_line(self) -> None:
         # A row that is appended to half a line would be lost with it.
@@ -141,15 +173,21 @@ def _parse(line: bytes, where: str) -> EpisodeRow:
     return row
 
 
-def write_run(folder: Path, modes: list[str]) -> None:
-    """Keeps the order of the modes (the first is the baseline) for `rsd-fast report`."""
+def write_header(folder: Path, header: dict[str, Any]) -> None:
+    """Keeps what defines the run; `modes` among it, in the user's order (the first is the baseline)."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RUN_FILE).write_text(json.dumps({"modes": modes}) + "\n")
+    (folder / HEADER_FILE).write_text(json.dumps(header, indent=2) + "\n")
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """What `write_header` wrote; empty where there is none."""
+    file = folder / HEADER_FILE
+    header: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return header
 
 
 def mode_order(records: Records) -> list[str]:
     """Modes of the rows: as the last run listed them, then any others."""
-    file = records.folder / RUN_FILE
-    listed = json.loads(file.read_text())["modes"] if file.exists() else []
+    listed = read_header(records.folder).get("modes", [])
     found = list(dict.fromkeys(row.mode for row in records.rows.values()))
     return [mode for mode in listed if mode in found] + [mode for mode in found if mode not in listed]

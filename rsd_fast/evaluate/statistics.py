@@ -166,10 +166,5 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _stages(rows: Sequence[EpisodeRow]) -> dict[str, float]:
-    """Means over chunks: an episode counts as often as it has chunks."""
-    timed = [row for row in rows if row.ms]
-    names = dict.fromkeys(name for row in timed for name in row.ms_stages)
-    weights = [len(row.ms) for row in timed]
-    return {
-        name: float(np.average([row.ms_stages.get(name, 0.0) for row in timed], weights=weights)) for name in names
-    }
+    names = dict.fromkeys(name for row in rows for name in row.ms_stages)
+    return {name: float(np.mean([ms for row in rows for ms in row.ms_stages.get(name, [])])) for name in names}

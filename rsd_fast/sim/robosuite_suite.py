@@ -97,6 +97,7 @@ class RobosuiteSuite:
 
     name: str = "robosuite"
     init_states: int = 50
+    settling_steps: int = 0
     tasks: tuple[Task, ...] = (
         Task("robosuite", "Lift", "lift the red cube", 150),
         Task("robosuite", "Stack", "stack the red cube on the green cube", 250),

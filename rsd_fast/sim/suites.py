@@ -74,6 +74,7 @@ class Suite(Protocol):
     name: str
     tasks: tuple[Task, ...]
     init_states: int  # evaluation states a task has, 0 .. init_states - 1; no demonstration starts in one
+    settling_steps: int  # control steps without an action that a reset makes; part of the protocol
 
     def make_env(self, task: Task, *, image_size: int = 128, render: bool = True) -> TaskEnv:
         """The environment of `task`; without `render`, images are black and no GL library is needed."""

@@ -52,19 +52,25 @@ class Simulator:
         chunk: actions a step.
         image_size: pixels a side of the observations.
         timeout: seconds that a command may take before the process counts as hung; building a task is one.
+
+    Raises:
+        SimulatorCrash: the process dies at once.
     """
 
     def __init__(self, suite: Suite, chunk: int, image_size: int, timeout: float) -> None:
         self.task: str | None = None  # of the last episode, whose environment is built
         self.timeout = timeout
         self._sent = 0.0
-        self._envs = AsyncVectorEnv(
-            [partial(ChunkedEnv, suite, chunk, image_size)],
-            autoreset_mode=AutoresetMode.DISABLED,
-            context="spawn",  # GL contexts and CUDA do not survive a fork
-            shared_memory=True,
-            worker=_serve,
-        )
+        try:
+            self._envs = AsyncVectorEnv(
+                [partial(ChunkedEnv, suite, chunk, image_size)],
+                autoreset_mode=AutoresetMode.DISABLED,
+                context="spawn",  # GL contexts and CUDA do not survive a fork
+                shared_memory=True,
+                worker=_serve,
+            )
+        except (EOFError, OSError) as error:
+            raise SimulatorCrash(f"the simulator's process died at its start ({error!r})") from error
 
     @property
     def pipe(self) -> Connection:

@@ -1,0 +1,119 @@
+"""The command `rsd-fast`. Parsing loads no torch and no simulator: a command's code is imported when it runs."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Any, Union
+
+import tyro
+from tyro.conf import subcommand
+
+from rsd_fast.evaluate.config import EvalConfig, InfoConfig, ReportConfig
+from rsd_fast.train.config import AllTraining, CodecTraining, DemosConfig, DraftTraining, MainTraining
+
+DESCRIPTION = """Residual speculative decoding for robot policies.
+
+A first look, with the policy that comes with the package: rsd-fast eval --trials 2 --video 1 --out results/look
+
+A policy of your own: rsd-fast demos, then rsd-fast train all, then rsd-fast eval --checkpoint FOLDER.
+
+Errors are one line; RSD_FAST_TRACEBACK=1 shows where they come from."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: its settings, whose documentation is its help, and the function that takes them.
+
+    Attributes:
+        run: "module:function"; returns an exit status or anything else, which counts as success.
+        resumes: whether the same command goes on after it was stopped.
+    """
+
+    config: type
+    run: str
+    resumes: bool = False
+
+
+COMMANDS: dict[str, Command] = {
+    "demos": Command(DemosConfig, "rsd_fast.train.demos:run", resumes=True),
+    "train codec": Command(CodecTraining, "rsd_fast.train.codec:run", resumes=True),
+    "train main": Command(MainTraining, "rsd_fast.train.main:run", resumes=True),
+    "train draft": Command(DraftTraining, "rsd_fast.train.draft:run", resumes=True),
+    "train all": Command(AllTraining, "rsd_fast.train.all:run", resumes=True),
+    "eval": Command(EvalConfig, "rsd_fast.evaluate.runner:run", resumes=True),
+    "report": Command(ReportConfig, "rsd_fast.evaluate.report:run"),
+    "info": Command(InfoConfig, "rsd_fast.evaluate.info:run"),
+}
+
+
+GROUPS = {"train": "Train a policy part by part, or all of it."}
+
+# What a wrong setting, a missing file, package or GPU raises. Anything else is a bug and keeps its traceback.
+EXPECTED = (ValueError, OSError, RuntimeError, ImportError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point.
+
+    Returns:
+        the exit status: 0; 1, episodes of an evaluation ended in errors; 2, one line on stderr says what is wrong;
+        130, stopped by Ctrl-C.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        config = parse(words)
+        command = next(command for command in COMMANDS.values() if type(config) is command.config)
+        return _run(command, config, words)
+    except EXPECTED as error:
+        if os.environ.get("RSD_FAST_TRACEBACK") == "1":
+            raise
+        print(f"rsd-fast: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 2
+
+
+def parse(words: Sequence[str]) -> Any:
+    """The settings that `words` ask for; help and mistakes are printed by tyro, which exits.
+
+    Raises:
+        ValueError: values that a command's settings refuse.
+    """
+    overview = not any(word in names.split() for word in words for names in COMMANDS)
+    settings = _union(COMMANDS, overview)
+    return tyro.cli(settings, args=list(words), prog="rsd-fast", description=DESCRIPTION)
+
+
+def _run(command: Command, config: Any, words: Sequence[str]) -> int:
+    module, _, name = command.run.partition(":")
+    try:
+        status = getattr(import_module(module), name)(config)
+    except KeyboardInterrupt:
+        hint = f"; this goes on where it was: {shlex.join(['rsd-fast', *words])}" if command.resumes else ""
+        print(f"rsd-fast: stopped{hint}", file=sys.stderr)
+        return 130
+    return status if isinstance(status, int) else 0
+
+
+def _union(commands: Mapping[str, Command], overview: bool) -> Any:
+    """Commands as tyro takes them, a union of types; "train codec" is a member of the union "train".
+
+    With `overview`, of a command's help only the first paragraph.
+    """
+    members: dict[str, Any] = {}
+    for name, command in commands.items():
+        group, _, _rest = name.partition(" ")
+        if group in members:
+            continue
+        if group in GROUPS:
+            inner = {key.removeprefix(f"{group} "): own for key, own in commands.items() if key.startswith(f"{group} ")}
+            members[group] = Annotated[_union(inner, overview), subcommand(group, description=GROUPS[group])]
+        else:
+            text = inspect.getdoc(command.config) or ""
+            description = text.partition("\n\n")[0] if overview else text
+            members[name] = Annotated[command.config, subcommand(name, description=description)]
+    return Union[tuple(members.values())]  # noqa: UP007

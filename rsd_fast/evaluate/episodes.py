@@ -1,0 +1,142 @@
+"""One episode of an evaluation: what is asked for, what happens in it, and the row it becomes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rsd_fast.sim.suites import Image, Suite, Task
+from rsd_fast.sim.vector import Reply
+
+from .config import EvalConfig
+from .records import EpisodeRow, Key, Outcome
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """An episode to run.
+
+    Attributes:
+        film: whether to keep a picture of every step.
+        attempt: 0 for the first try in this run.
+    """
+
+    task: Task
+    mode: str
+    init_state: int
+    seed: int
+    film: bool = False
+    attempt: int = 0
+
+    @property
+    def key(self) -> Key:
+        """As in the records."""
+        return (self.task.suite, self.task.name, self.mode, self.init_state, self.seed)
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.task.name} {self.init_state} {self.mode}"
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all rows of a run have in common; `settings` by mode."""
+
+    settings: dict[str, dict[str, Any]]
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    commit: str | None
+
+
+@dataclass
+class Film:
+    """Pictures of an episode: `frames` one a step, `wrist` and `chunks` (its first frame) one a chunk."""
+
+    frames: list[Image] = field(default_factory=list)
+    wrist: list[Image] = field(default_factory=list)
+    chunks: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Episode:
+    """A running episode: collects what the policy and the simulator say."""
+
+    item: WorkItem
+    infos: list[dict[str, Any]] = field(default_factory=list)
+    film: Film = field(default_factory=Film)
+    simulator: dict[str, Any] = field(default_factory=dict)  # its last info
+    simulator_seconds: float = 0.0
+
+    def observe(self, reply: Reply) -> None:
+        """An answer of the simulator."""
+        self.simulator = self.simulator | reply.info
+        self.simulator_seconds += reply.seconds
+        if "frames" in reply.info:
+            self.film.frames += list(self.simulator.pop("frames"))
+
+    def decide(self, wrist: Image, info: dict[str, Any]) -> None:
+        """The policy's answer to an observation."""
+        self.infos.append(info)
+        if self.item.film:
+            self.film.chunks.append(len(self.film.frames))
+            self.film.wrist.append(wrist)
+
+    def row(self, context: RunContext, error: str | None = None) -> EpisodeRow:
+        """What is recorded; `error` where something outside the simulator's own code went wrong."""
+        error = error or self.simulator.get("error")
+        outcome: Outcome = "error" if error else "success" if self.simulator.get("success") else "failure"
+        stages = dict.fromkeys(name for info in self.infos for name in info["ms"] if name != "total")
+        return EpisodeRow(
+            suite=self.item.task.suite,
+            task=self.item.task.name,
+            instruction=self.item.task.instruction,
+            mode=self.item.mode,
+            init_state=self.item.init_state,
+            seed=self.item.seed,
+            outcome=outcome,
+            error=error,
+            steps=int(self.simulator.get("steps", 0)),
+            cap=self.item.task.max_steps,
+            passes=[int(info["passes"]) for info in self.infos],
+            accepted_layers=[round(float(info["accepted_layers"]), 4) for info in self.infos],
+            kept_rates=[[round(rate, 4) for rate in info["kept_rates"]] for info in self.infos],
+            match_rates=[[round(rate, 4) for rate in info["match_rates"]] for info in self.infos],
+            codes=_digest([info["codes"] for info in self.infos]),
+            ms=[round(info["ms"]["total"], 3) for info in self.infos],
+            ms_stages={name: [round(info["ms"][name], 3) for info in self.infos] for name in stages},
+            simulator_seconds=round(self.simulator_seconds, 3),
+            settings=context.settings[self.item.mode],
+            machine=context.machine,
+            versions=context.versions,
+            commit=context.commit,
+        )
+
+
+def plan(config: EvalConfig, suite: Suite, tasks: list[Task]) -> list[WorkItem]:
+    """All episodes of a run, those of a pair side by side: both modes then see the machine in the same state."""
+    return [
+        WorkItem(task, choice.label, state, config.seed, film=state < config.video)
+        for task in tasks
+        for state in range(config.trials)
+        for choice in config.choices
+    ]
+
+
+def protocol(config: EvalConfig, suite: Suite, chunk: int) -> dict[str, Any]:
+    """The part of the settings that is not the policy's."""
+    return {
+        "replan": config.replan or chunk,
+        "image_size": config.image_size,
+        "settling_steps": suite.settling_steps,
+        "batch": config.batch,
+    }
+
+
+def _digest(codes: list[np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for chunk in codes:
+        digest.update(np.ascontiguousarray(chunk, np.int32).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,138 @@
+"""`rsd-fast eval`: closed-loop episodes of a suite, in every mode, to rows, report and videos."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rsd_fast.sim.chunked import blank
+from rsd_fast.sim.suites import Suite, Task, get_suite, get_task, init_states, observation_space
+from rsd_fast.sim.vector import Simulator
+
+from .config import EvalConfig, ReportConfig, usable_cores
+from .environment import commit, versions
+from .episodes import RunContext, WorkItem, plan, protocol
+from .films import film_path, has_film, save_film
+from .live import Live
+from .policies import Policies, load_policies, set_threads, warm_up
+from .records import Records, write_header
+from .report import write_report
+from .scheduler import Scheduler, Usage
+from .statistics import Summary
+
+
+def run(config: EvalConfig) -> int:
+    """Runs what is missing in `config.out`, and reports.
+
+    Returns:
+        the exit status: 1 if episodes ended in errors that no retry mended.
+
+    Raises:
+        ValueError: unknown names, settings that do not fit, or results of other settings in the folder.
+        FileNotFoundError: no such checkpoint.
+        RuntimeError: no simulator can be built, or no GPU where one is asked for.
+        KeyboardInterrupt: after Ctrl-C, when the report of what there is has been written.
+    """
+    suite = get_suite(config.suite)
+    tasks = [get_task(suite, name) for name in config.tasks or [task.name for task in suite.tasks]]
+    init_states(suite, config.trials)
+    records = open_records(config)
+    set_threads(config)
+    policies = load_policies(config)
+    summary = run_episodes(config, suite, tasks, policies, records)
+    return 1 if any(group.errors for group in summary.groups) else 0
+
+
+def run_episodes(
+    config: EvalConfig, suite: Suite, tasks: list[Task], policies: Policies, records: Records
+) -> Summary:
+    """The same, with everything loaded."""
+    if config.replan and config.replan > policies.chunk:
+        raise ValueError(f"got --replan {config.replan}, expected at most the {policies.chunk} actions of a chunk")
+    context = make_context(config, suite, policies)
+    for mode, settings in context.settings.items():
+        records.check_settings(mode, settings)
+    items = [item for item in plan(config, suite, tasks) if not is_done(item, records)]
+    write_header(config.out, header(config, context, tasks))
+    try:
+        if items:
+            warm_up(policies, blank(observation_space(config.image_size)), tasks[0].instruction)
+            run_items(config, suite, policies, context, items, records)
+    finally:  # also after Ctrl-C: what there is makes a valid result
+        summary = write_report(ReportConfig(folders=(config.out,))) if records.rows else None
+    assert summary is not None
+    return summary
+
+
+def run_items(
+    config: EvalConfig,
+    suite: Suite,
+    policies: Policies,
+    context: RunContext,
+    items: list[WorkItem],
+    records: Records,
+) -> Usage:
+    """Runs episodes and records each as it ends."""
+    replan = config.replan or policies.chunk
+    scheduler = Scheduler(
+        policies,
+        context,
+        partial(Simulator, suite, replan, config.image_size, config.step_timeout),
+        workers=min(config.simulators, len(items)),
+        batch=config.batch,
+        replan=replan,
+        retries=config.retries,
+    )
+    with Live(len(items)) as live:
+        for item, row, film in scheduler.run(items):
+            if item.film and row.outcome != "error":
+                save_film(film_path(records.folder, row), film, row)
+            records.add(row)
+            live.ended(item, row, again=row.outcome == "error" and item.attempt < config.retries)
+        live.usage(scheduler.usage, min(config.simulators, len(items)))
+    return scheduler.usage
+
+
+def open_records(config: EvalConfig) -> Records:
+    """The rows that `config.out` has.
+
+    Raises:
+        ValueError: there are some, and `--no-resume` was given.
+    """
+    records = Records.open(config.out)
+    if records.rows and not config.resume:
+        raise ValueError(f"got --no-resume, but {config.out} has {len(records.rows)} episodes; choose another --out")
+    return records
+
+
+def is_done(item: WorkItem, records: Records) -> bool:
+    """Whether an episode needs no run: it has ended, and where it is to be filmed, it was."""
+    if not records.is_done(item.key):
+        return False
+    return not item.film or has_film(film_path(records.folder, records.rows[item.key]))
+
+
+def make_context(config: EvalConfig, suite: Suite, policies: Policies) -> RunContext:
+    """What all rows have in common."""
+    own = protocol(config, suite, policies.chunk)
+    return RunContext(
+        settings={mode: {**policies.settings(mode), **own} for mode in policies.by_mode},
+        machine={"cores": usable_cores(), "workers": config.simulators, "threads": torch.get_num_threads()},
+        versions=versions(),
+        commit=commit(),
+    )
+
+
+def header(config: EvalConfig, context: RunContext, tasks: list[Task]) -> dict[str, Any]:
+    """Everything that defines a run, JSON-able."""
+    asked = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+    return {
+        "modes": [choice.label for choice in config.choices],
+        "tasks": [asdict(task) for task in tasks],
+        "config": asked,
+        **asdict(context),
+    }

@@ -1,0 +1,200 @@
+"""Drives several simulators and one policy: whoever is ready works.
+
+    queue of episodes -> simulators (processes) -> observations -> policy -> actions -> simulators ... -> rows
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from rsd_fast.sim.suites import Observation
+from rsd_fast.sim.vector import Reply, Simulator, SimulatorCrash, ready_simulators
+
+from .episodes import Episode, Film, RunContext, WorkItem
+from .policies import Policies, decode
+from .records import EpisodeRow
+
+
+@dataclass
+class Usage:
+    """Seconds since the start, and how many of them the policy and the simulators (all together) worked."""
+
+    started: float = field(default_factory=time.monotonic)
+    policy: float = 0.0
+    simulators: float = 0.0
+
+    @property
+    def wall(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+
+@dataclass(eq=False)
+class Slot:
+    """A place for a simulator and the episode that it runs."""
+
+    simulator: Simulator | None = None
+    episode: Episode | None = None
+    observation: Observation | None = None  # waits for the policy
+
+    @property
+    def busy(self) -> bool:
+        """Whether its simulator works."""
+        return self.episode is not None and self.observation is None
+
+
+class Scheduler:
+    """Runs episodes to their end.
+
+    Args:
+        policies: decide.
+        context: goes into every row.
+        make_simulator: starts a process.
+        workers: simulators at once.
+        batch: chunks that the policy decodes in one call at most.
+        replan: actions of a chunk that are executed.
+        retries: how often an episode that ended in an error is tried again.
+    """
+
+    def __init__(
+        self,
+        policies: Policies,
+        context: RunContext,
+        make_simulator: Callable[[], Simulator],
+        *,
+        workers: int,
+        batch: int,
+        replan: int,
+        retries: int,
+    ) -> None:
+        self.policies, self.context, self.make_simulator = policies, context, make_simulator
+        self.batch, self.replan, self.retries = batch, replan, retries
+        self.slots = [Slot() for _ in range(workers)]
+        self.usage = Usage()
+        self._queue: list[WorkItem] = []
+        self._waiting: deque[Slot] = deque()  # with an observation, the oldest first
+        self._ever_built = False
+
+    def run(self, items: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, EpisodeRow, Film]]:
+        """Yields every episode as it ends; one that is tried again is yielded as often.
+
+        Raises:
+            RuntimeError: no simulator can be built at all; why.
+        """
+        self._queue, self.usage = list(items), Usage()
+        try:
+            while self._queue or any(slot.episode for slot in self.slots):
+                yield from self._begin_episodes()
+                yield from self._collect()
+                yield from self._decide()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Ends all simulators."""
+        for slot in self.slots:
+            self._drop(slot)
+
+    # ---- simulators
+
+    def _begin_episodes(self) -> Iterator[tuple[WorkItem, EpisodeRow, Film]]:
+        for slot in self.slots:
+            if slot.episode is not None or not self._queue:
+                continue
+            item = self._take(slot)
+            slot.episode = Episode(item)
+            try:
+                if slot.simulator is None:
+                    slot.simulator = self.make_simulator()
+                slot.simulator.reset(item.task.name, item.init_state, item.film)
+            except SimulatorCrash as error:
+                yield self._fail(slot, error)
+
+    def _take(self, slot: Slot) -> WorkItem:
+        """The next episode of the task that the slot has built; else of the task that the fewest are busy with."""
+        built = slot.simulator.task if slot.simulator else None
+        position = next((i for i, item in enumerate(self._queue) if item.task.name == built), None)
+        if position is None:
+            running = Counter(other.episode.item.task.name for other in self.slots if other.episode)
+            position = min(range(len(self._queue)), key=lambda i: (running[self._queue[i].task.name], i))
+        return self._queue.pop(position)
+
+    def _collect(self) -> Iterator[tuple[WorkItem, EpisodeRow, Film]]:
+        busy = {id(slot.simulator): slot for slot in self.slots if slot.busy}
+        simulators = [slot.simulator for slot in busy.values() if slot.simulator]
+        for simulator in ready_simulators(simulators, block=not self._waiting):
+            slot = busy[id(simulator)]
+            try:
+                reply = simulator.collect()
+            except SimulatorCrash as error:
+                yield self._fail(slot, error)
+            else:
+                yield from self._observe(slot, reply)
+
+    def _observe(self, slot: Slot, reply: Reply) -> Iterator[tuple[WorkItem, EpisodeRow, Film]]:
+        assert slot.episode is not None
+        self.usage.simulators += reply.seconds
+        slot.episode.observe(reply)
+        if "error" in reply.info:
+            if not reply.info.get("built", True) and not self._ever_built:  # no use in trying again
+                raise RuntimeError(f"{slot.episode.item.task.name} cannot be built: {reply.info['error']}")
+            yield self._fail(slot, None)
+            return
+        self._ever_built = True
+        if reply.over:
+            episode, slot.episode = slot.episode, None
+            yield episode.item, episode.row(self.context), episode.film
+        else:
+            slot.observation = reply.observation
+            self._waiting.append(slot)
+
+    def _fail(self, slot: Slot, error: SimulatorCrash | None) -> tuple[WorkItem, EpisodeRow, Film]:
+        """Ends an episode in an error and its process with it: what it broke inside is not known."""
+        episode = slot.episode
+        assert episode is not None
+        self._drop(slot)
+        item, row = episode.item, episode.row(self.context, None if error is None else str(error))
+        if item.attempt < self.retries:
+            self._queue.append(replace(item, attempt=item.attempt + 1))
+        elif not self._ever_built:
+            raise RuntimeError(f"{item.task.name} cannot be built: {row.error}")
+        return item, row, episode.film
+
+    def _drop(self, slot: Slot) -> None:
+        if slot.simulator is not None:
+            slot.simulator.close()
+        slot.simulator = slot.episode = slot.observation = None
+
+    # ---- policy
+
+    def _decide(self) -> Iterator[tuple[WorkItem, EpisodeRow, Film]]:
+        """One call: the oldest observation, and others that wait for the same mode."""
+        if not self._waiting:
+            return
+        mode = _episode(self._waiting[0]).item.mode
+        slots = [slot for slot in self._waiting if _episode(slot).item.mode == mode][: self.batch]
+        for slot in slots:
+            self._waiting.remove(slot)
+        observations = [slot.observation for slot in slots if slot.observation is not None]
+        instructions = [_episode(slot).item.task.instruction for slot in slots]
+        start = time.monotonic()
+        actions, infos = decode(self.policies.by_mode[mode], observations, instructions)
+        self.usage.policy += time.monotonic() - start
+        for slot, observation, chunk, info in zip(slots, observations, actions, infos, strict=True):
+            _episode(slot).decide(observation["wrist_image"], info)
+            slot.observation = None
+            try:
+                assert slot.simulator is not None
+                slot.simulator.step(np.clip(chunk[: self.replan], -1.0, 1.0).astype(np.float32))
+            except SimulatorCrash as error:
+                yield self._fail(slot, error)
+
+
+def _episode(slot: Slot) -> Episode:
+    assert slot.episode is not None
+    return slot.episode
