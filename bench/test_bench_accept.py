@@ -1,8 +1,8 @@
 """The tail of a pass, `accept_` with the action decoder: `pytest bench/ --benchmark-only --benchmark-json FILE`.
 
 The timed call is the first pass of a round whose draft main agrees with everywhere: all layers are accepted, the
-sample finishes and its actions are decoded. A group is the same work on the same data; its providers differ. Times are what a
-caller waits, the dispatcher of `accept_` and (on a GPU) the synchronisation included; `device_us` in extra_info
+sample finishes and its actions are decoded. A group is the same work on the same data; its providers differ. Times are
+what a caller waits, the dispatcher of `accept_` and (on a GPU) the synchronisation included; `device_us` in extra_info
 is the GPU's own time by CUDA events. `bench/gpu_accept.py` has the GPU's throughput over many calls in one graph.
 """
 

@@ -159,7 +159,9 @@ class ChunkDecoder:
 
 def action_decoder(codec: RFSQCodec) -> ActionDecoder:
     """The codec's way from latents to physical units, as the kernel takes it (float32, contiguous copies)."""
-    weights: list[Tensor | None] = [None] * 4
+    w1 = b1 = w2 = b2 = None
     if codec.decoder is not None:
-        weights = [p.detach().float().contiguous() for layer in (0, 2) for p in codec.decoder[layer].parameters()]
-    return ActionDecoder(*weights, codec.normalizer.gain.float(), codec.normalizer.offset.float())
+        w1, b1, w2, b2 = (
+            p.detach().float().contiguous() for layer in (0, 2) for p in codec.decoder[layer].parameters()
+        )
+    return ActionDecoder(w1, b1, w2, b2, codec.normalizer.gain.float(), codec.normalizer.offset.float())

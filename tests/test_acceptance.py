@@ -22,7 +22,9 @@ def test_rules_parse(text, rule):
     assert parse_rule(text) == rule
 
 
-@pytest.mark.parametrize("text", ["", "nearest", "exact(1)", "distance(1.5)", "distance(-1)", "typical(0)", "typical(2)"])
+@pytest.mark.parametrize(
+    "text", ["", "nearest", "exact(1)", "distance(1.5)", "distance(-1)", "typical(0)", "typical(2)"]
+)
 def test_anything_else_is_refused(text):
     with pytest.raises(ValueError, match="got"):
         parse_rule(text)

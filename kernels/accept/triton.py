@@ -186,7 +186,7 @@ def accept_kernel(
             at_code = load_logit(row + code * stride_v, read & known)
             agree = known & (tl.where(at_code == top, 0.0, at_code - top) >= log_tau)
         agrees |= tl.where(inside & agree & (l < proposed), 1 << l, 0)
-        choices = choices + (level,)  # noqa: RUF005 -- Triton has no starred tuples
+        choices = choices + (level,)  # type: ignore[assignment]  # noqa: RUF005 -- no starred tuples in Triton
 
     # Which layers let a walk pass, as bits.
     if granularity == "layer":

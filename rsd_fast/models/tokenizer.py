@@ -21,9 +21,10 @@ class InstructionTokenizer:
     def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
-        self.pad_id = tokenizer.token_to_id(_PAD)
-        if self.pad_id is None:
+        pad_id = tokenizer.token_to_id(_PAD)
+        if pad_id is None:
             raise ValueError(f"the tokenizer has no {_PAD} token; make it with InstructionTokenizer.train")
+        self.pad_id = pad_id
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 512, max_tokens: int = 24) -> InstructionTokenizer:

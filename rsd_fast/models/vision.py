@@ -46,7 +46,8 @@ class VisionConfig:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.stem_widths and 2 ** (len(self.stem_widths) + 1) != self.patch_size:
             raise ValueError(
-                f"got {len(self.stem_widths)} stem widths, expected log2(patch_size) - 1 for patches of {self.patch_size}"
+                f"got {len(self.stem_widths)} stem widths for patch_size {self.patch_size}, "
+                "expected one fewer than its logarithm to base 2"
             )
 
     @property

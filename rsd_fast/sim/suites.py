@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -36,7 +36,7 @@ class TaskEnv(gymnasium.Env[Observation, np.ndarray]):
     """
 
     task: Task
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 -- gymnasium's own declaration
 
     def advance(self, action: Action) -> tuple[float, bool, bool, dict[str, Any]]:
         """One control step: reward (0 or 1), terminated (success), truncated (step cap), info."""
@@ -56,8 +56,8 @@ class TaskEnv(gymnasium.Env[Observation, np.ndarray]):
         return self.observe(), reward, terminated, truncated, info
 
 
-def observation_space(image_size: int) -> gymnasium.spaces.Dict:
-    """Of every task: two cameras of `image_size` pixels a side and the 8 numbers of LIBERO's proprio."""
+def observation_space(image_size: int) -> gymnasium.Space[Any]:  # gymnasium's Dict is typed as a space of spaces
+    """Of every task: two cameras of `image_size` pixels a side and the 8 numbers of LIBERO's proprio, in a Dict."""
     image = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
     state = gymnasium.spaces.Box(-np.inf, np.inf, (8,), np.float32)
     return gymnasium.spaces.Dict({"full_image": image, "wrist_image": image, "state": state})

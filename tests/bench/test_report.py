@@ -13,7 +13,8 @@ from bench.report import main, markdown, read_rows
 def benchmark(provider: str, batch: int, us: float, device: str = "cpu", **info: Any) -> dict[str, Any]:
     extra = {"op": "accept", "shape": "L3 T8 D7 V5", "batch": batch, "device": device, "provider": provider}
     stats = {"median": us * 1e-6, "q1": us * 0.9e-6, "q3": us * 1.2e-6}
-    return {"name": f"test[{provider}]", "stats": stats, "extra_info": extra | {"baseline": "torch", "bytes": 4000} | info}
+    extra |= {"baseline": "torch", "bytes": 4000} | info
+    return {"name": f"test[{provider}]", "stats": stats, "extra_info": extra}
 
 
 @pytest.fixture

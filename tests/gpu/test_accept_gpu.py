@@ -7,11 +7,11 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from hypothesis import given, settings
-from rsd_fast.kernels.accept import AcceptParams, RoundState, accept_
-from rsd_fast.kernels.registry import pick
 from scipy.stats import chisquare
 from torch import Tensor
 
+from rsd_fast.kernels.accept import AcceptParams, RoundState, accept_
+from rsd_fast.kernels.registry import pick
 from tests.kernels.accept_cases import Case, cases, copy_state, random_case
 from tests.kernels.test_accept_reference import assert_same
 
