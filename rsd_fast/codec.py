@@ -17,11 +17,11 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rsd_fast.normalize import QuantileNormalizer
+from rsd_fast.pretrained import Pretrained
 
 # The largest slope of Mish, for the error bound through the action decoder.
 _MISH_LIPSCHITZ = 1.0885
@@ -90,7 +90,7 @@ class PerturbedCodes(NamedTuple):
 
 class RFSQCodec(
     nn.Module,
-    PyTorchModelHubMixin,
+    Pretrained,
     library_name="rsd_fast",
     license="apache-2.0",
     repo_url="rsd_fast",

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rsd_fast.codec import RFSQCodec
 from rsd_fast.models.heads import HeadConfig
 from rsd_fast.models.inputs import Prefix
+from rsd_fast.pretrained import Pretrained
 from rsd_fast.proposal import Proposal
 
 
@@ -75,7 +75,7 @@ class CrossBlock(nn.Module):
 
 class DraftModel(
     nn.Module,
-    PyTorchModelHubMixin,
+    Pretrained,
     library_name="rsd_fast",
     license="apache-2.0",
     repo_url="rsd_fast",

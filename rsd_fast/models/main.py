@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
@@ -16,6 +14,7 @@ from rsd_fast.models.inputs import PolicyInputs, Prefix
 from rsd_fast.models.tokenizer import InstructionTokenizer
 from rsd_fast.models.vision import VisionConfig, VisionTower
 from rsd_fast.normalize import QuantileNormalizer
+from rsd_fast.pretrained import Pretrained
 
 PROPRIO_DIMS = 8
 
@@ -73,7 +72,7 @@ class Projector(nn.Module):
 
 class MainModel(
     nn.Module,
-    PyTorchModelHubMixin,
+    Pretrained,
     library_name="rsd_fast",
     license="apache-2.0",
     repo_url="rsd_fast",
@@ -150,12 +149,5 @@ class MainModel(
         if self.tokenizer is not None:
             self.tokenizer.save(save_directory)
 
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> "MainModel":
-        model = super()._from_pretrained(model_id=model_id, **kwargs)
-        folder = Path(model_id)
-        if not folder.is_dir():
-            shared = {k: kwargs.get(k) for k in ("revision", "cache_dir", "force_download", "token", "local_files_only")}
-            folder = Path(hf_hub_download(model_id, InstructionTokenizer.FILE, **shared)).parent
-        model.tokenizer = InstructionTokenizer.load(folder, model.config.max_tokens)
-        return model
+    def _load_more(self, folder: Path) -> None:
+        self.tokenizer = InstructionTokenizer.load(folder, self.config.max_tokens)
