@@ -55,7 +55,8 @@ class Live:
         parts = [f"[{COLOURS[name]}]{count} {name}[/]" for name, count in self.counts.items() if count]
         self.progress.update(self.bar, completed=done, counts=" ".join(parts) + f", last {escape(str(item))}")
         if row.outcome == "error" or not self.console.is_terminal:
-            self.console.print(f"[{COLOURS[row.outcome]}]{escape(self._line(done, item, row, again))}[/]", soft_wrap=True)
+            line = escape(self._line(done, item, row, again))
+            self.console.print(f"[{COLOURS[row.outcome]}]{line}[/]", soft_wrap=True)
 
     def usage(self, usage: Usage, workers: int) -> None:
         """How busy everybody was."""

@@ -3,79 +3,162 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from . import tables
 from .config import ReportConfig
-from .records import Records, mode_order
-from .statistics import Group, Share, Summary, summarise
+from .plots import save_plots
+from .records import EpisodeRow, Records, mode_order, read_header
+from .statistics import Summary, summarise
+from .videos import write_videos
+
+SUMMARY_FILE = "summary.json"
+REPORT_FILE = "report.md"
+FILE_WIDTH = 120  # columns where stdout is no terminal
 
 
 def run(config: ReportConfig) -> int:
-    """`rsd-fast report`. Returns the exit status."""
-    write_report(config)
-    return 0
-
-
-def write_report(config: ReportConfig) -> Summary:
-    """Merges the rows of `config.folders`, writes all files and prints the table.
+    """`rsd-fast report`. Returns the exit status.
 
     Raises:
         FileNotFoundError: a folder without rows.
         ValueError: rows that do not belong together, or an unknown baseline.
     """
+    write_report(config)
+    return 0
+
+
+def write_report(config: ReportConfig) -> Summary:
+    """Merges the rows of `config.folders`, writes all files and prints the table; raises as `run` does."""
     if not config.folders:
-        raise ValueError("got no folder, expected what `rsd-fast eval` was given as --out")
+        raise ValueError("got no folder, expected at least one that `rsd-fast eval --out` wrote")
     records = Records.merge(config.folders)
     out = config.out or config.folders[0]
     out.mkdir(parents=True, exist_ok=True)
-    rows = sorted(records.rows.values(), key=lambda row: row.key)
+    rows = in_order(records)
+    if not rows:
+        raise ValueError(f"got no episodes in {records.file}, expected at least one")
     summary = summarise(rows, mode_order(records), config.baseline)
-    flat = [flat_row(group, summary) for group in summary.groups]
-    (out / "summary.json").write_text(json.dumps({"rows": flat, **summary.as_dict()}, indent=2) + "\n")
-    Console().print(terminal_table(flat, summary))
+    write_text(out / SUMMARY_FILE, json.dumps({"rows": tables.results(summary), **summary.as_dict()}, indent=2) + "\n")
+    plots = save_plots(summary, out)
+    videos = write_videos(rows, summary.modes, config.folders, out)
+    write_text(out / REPORT_FILE, report_text(summary, rows, [path.relative_to(out) for path in (*plots, *videos)]))
+    print_report(summary, rows, out)
     return summary
 
 
-def flat_row(group: Group, summary: Summary) -> dict[str, Any]:
-    """One line of the table."""
-    return {
-        "task": group.task or "all",
-        "mode": group.mode,
-        "success": fraction(group.success),
-        "95 %": interval(group.success),
-        "errors": group.errors,
-        "passes": number(group.passes, 2),
-        "accepted layers": number(group.accepted_layers, 2),
-        "ms a chunk p50": number(group.ms_p50, 1),
-        "p99": number(group.ms_p99, 1),
-        "ms an action": number(group.ms_per_action, 2),
-        f"speedup over {summary.baseline}": number(group.speedup, 2),
+def in_order(records: Records) -> list[EpisodeRow]:
+    """Rows by task (as the run listed them), init state and mode."""
+    listed = [task["name"] for task in read_header(records.folder).get("tasks", [])]
+    rows = records.rows.values()
+    places = {name: place for place, name in enumerate(dict.fromkeys([*listed, *sorted(row.task for row in rows)]))}
+    modes = mode_order(records)
+    return sorted(rows, key=lambda row: (row.suite, places[row.task], row.init_state, row.seed, modes.index(row.mode)))
+
+
+def report_text(summary: Summary, rows: list[EpisodeRow], files: list[Path]) -> str:
+    """report.md."""
+    sections = [
+        f"# {', '.join(dict.fromkeys(row.suite for row in rows))}: {', '.join(summary.modes)}",
+        conditions(rows),
+        explanation(summary),
+        tables.markdown(tables.results(summary)),
+    ]
+    parts = {
+        "Errors": tables.errors(rows),
+        "Success, paired": tables.comparisons(summary),
+        "Passes": tables.passes(summary),
+        "Layers of the draft": tables.layers(summary),
+        "Latency by stage": tables.stages(summary),
     }
+    sections += [f"## {title}\n\n{tables.markdown(part)}" for title, part in parts.items() if part]
+    sections += [f"![{path.stem}]({path})" for path in files if path.suffix == ".png"]
+    videos = [f"- [{path.stem}]({path})" for path in files if path.suffix == ".mp4"]
+    if videos:
+        sections.append("## Videos\n\n" + "\n".join(videos))
+    return "\n\n".join(sections) + "\n"
 
 
-def terminal_table(flat: list[dict[str, Any]], summary: Summary) -> Table:
-    """The same for a terminal."""
-    table = Table(title=f"baseline: {summary.baseline}")
-    for name in flat[0]:
-        table.add_column(name, justify="left" if name in ("task", "mode") else "right")
-    for row in flat:
-        table.add_row(*(str(value) for value in row.values()), end_section=row["mode"] == summary.modes[-1])
+def conditions(rows: list[EpisodeRow]) -> str:
+    """What the numbers were made with; several values where rows differ."""
+    caps = ", ".join(f"{task} {cap}" for task, cap in dict.fromkeys((row.task, row.cap) for row in rows))
+    facts: dict[str, Any] = {
+        "policy": _distinct(row.settings["checkpoint"] for row in rows),
+        "device": _distinct(f"{row.settings['device']}, {row.settings['dtype']}" for row in rows),
+        "chunk": _distinct(
+            f"{row.settings['chunk']} actions, {row.settings['replan']} executed before looking again" for row in rows
+        ),
+        "chunks decoded in one call, at most": _distinct(row.settings["batch"] for row in rows),
+        "cameras": _distinct(f"{row.settings['image_size']} px" for row in rows),
+        "control steps, at most": caps,
+        "settling steps": _distinct(row.settings["settling_steps"] for row in rows),
+        "machine": _distinct(", ".join(f"{value} {name}" for name, value in row.machine.items()) for row in rows),
+        "versions": _distinct(", ".join(f"{name} {value}" for name, value in row.versions.items()) for row in rows),
+        "commit": _distinct(row.commit or "none" for row in rows),
+    }
+    modes = {f"mode {row.mode}": _mode(row) for row in rows}
+    return "\n".join(f"- {name}: {value}" for name, value in (facts | modes).items())
+
+
+def explanation(summary: Summary) -> str:
+    """How to read the table."""
+    return (
+        "Success: of the episodes that ended in success or failure, with the Wilson interval at 95 %. `passes`: runs "
+        "of the main model a chunk; `layers kept`: layers that the draft got right in the first, a mean over elements. "
+        "`ms`: latency of a chunk, from the observation to the actions, while simulators run on the same machine; "
+        f"`ms/action`: its median by the executed actions. `speedup`: median latency of `{summary.baseline}`, the "
+        "baseline, in the same stack, by that of the mode."
+    )
+
+
+def print_report(summary: Summary, rows: list[EpisodeRow], out: Path) -> None:
+    """The table, paired tests and errors on stdout."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    console.print(terminal_table(tables.results(summary), f"speedup and pairs: against {summary.baseline}"))
+    for row in tables.comparisons(summary):
+        if row["task"] == "all":
+            console.print(
+                f"{row['mode']} against {row['against']}, {row['pairs']} pairs: success {row['difference']} "
+                f"(only {row['mode']} {row['only this mode succeeded']}, only {row['against']} "
+                f"{row['only the baseline']}; exact McNemar p = {row['McNemar p']})",
+                markup=False,
+            )
+    for row in tables.errors(rows):
+        where = f"{row['task']} {row['init state']} {row['mode']}"
+        console.print(f"error, not counted: {where}: {row['error']}", markup=False)
+    console.print(f"{out / REPORT_FILE}", markup=False, soft_wrap=True)
+
+
+def terminal_table(rows: tables.Rows, caption: str) -> Table:
+    """Rows as a rich table, a rule after each task."""
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
+    for name in rows[0]:
+        number = not tables.is_text(name)
+        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
+    for row, after in zip(rows, [*rows[1:], None], strict=True):
+        table.add_row(*row.values(), end_section=after is not None and after["task"] != row["task"])
     return table
 
 
-def fraction(share: Share) -> str:
-    """`19/20`."""
-    return f"{share.successes}/{share.episodes}"
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
 
 
-def interval(share: Share) -> str:
-    """`76-99 %`."""
-    return "" if share.low is None or share.high is None else f"{100 * share.low:.0f}-{100 * share.high:.0f} %"
+def _mode(row: EpisodeRow) -> str:
+    names = ("mode", "draft", "rule", "granularity", "theta", "keep", "temperature", "stop")
+    return ", ".join(f"{name} {row.settings[name]}" for name in names if row.settings.get(name) is not None)
 
 
-def number(value: float | None, digits: int) -> float | str:
-    """Rounded, or nothing."""
-    return "" if value is None else round(value, digits)
+def _distinct(values: Any) -> str:
+    return "; ".join(dict.fromkeys(str(value) for value in values))

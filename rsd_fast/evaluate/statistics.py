@@ -12,6 +12,8 @@ from scipy.stats import binomtest
 
 from .records import EpisodeRow
 
+PHASES = 3  # of an episode: approach, middle, end
+
 
 @dataclass(frozen=True)
 class Share:
@@ -54,7 +56,10 @@ class Group:
     Attributes:
         task: None for all tasks.
         passes, accepted_layers: means a chunk.
-        ms_p50, ms_p99: latency a chunk [ms].
+        passes_share: share of chunks by their passes.
+        passes_by_phase: mean passes in the first, second and last third of the episodes.
+        kept_rates, match_rates: means by drafted layer, see `EpisodeRow`; empty without a draft.
+        ms_p50, ms_p90, ms_p99: latency a chunk [ms].
         ms_per_action: ms_p50 by the actions that a chunk executes [ms].
         ms_stages: means by stage [ms].
         speedup: the baseline's ms_p50 by this mode's.
@@ -68,7 +73,12 @@ class Group:
     chunks: int
     passes: float | None
     accepted_layers: float | None
+    passes_share: dict[int, float]
+    passes_by_phase: list[float | None]
+    kept_rates: list[float]
+    match_rates: list[float]
     ms_p50: float | None
+    ms_p90: float | None
     ms_p99: float | None
     ms_per_action: float | None
     ms_stages: dict[str, float]
@@ -78,7 +88,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Summary:
-    """All groups of a run: first each mode over all tasks, then each mode of each task."""
+    """All groups of a run: each mode of each task, then each mode over all tasks."""
 
     baseline: str
     modes: list[str]
@@ -88,6 +98,11 @@ class Summary:
     def group(self, mode: str, task: str | None = None) -> Group | None:
         """The group of a mode, over all tasks by default; None where it has no episode."""
         return next((group for group in self.groups if (group.mode, group.task) == (mode, task)), None)
+
+    @property
+    def over_all(self) -> list[Group]:
+        """The groups over all tasks, one a mode."""
+        return [group for group in self.groups if group.task is None]
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -129,7 +144,7 @@ def summarise(rows: Sequence[EpisodeRow], modes: Sequence[str], baseline: str | 
         raise ValueError(f"got baseline {baseline!r}, expected one of {list(modes)}")
     tasks = list(dict.fromkeys(row.task for row in rows))
     groups = []
-    for task in (None, *tasks):
+    for task in (*tasks, None):
         members = {mode: [row for row in rows if row.mode == mode and task in (None, row.task)] for mode in modes}
         groups += [_group(mode, task, members, baseline) for mode in modes if members[mode]]
     return Summary(baseline, list(modes), tasks, groups)
@@ -147,7 +162,12 @@ def _group(mode: str, task: str | None, members: dict[str, list[EpisodeRow]], ba
         chunks=sum(len(row.ms) for row in rows),
         passes=_mean([value for row in rows for value in row.passes]),
         accepted_layers=_mean([value for row in rows for value in row.accepted_layers]),
+        passes_share=_shares([value for row in rows for value in row.passes]),
+        passes_by_phase=_by_phase([row.passes for row in rows]),
+        kept_rates=_by_layer([rates for row in rows for rates in row.kept_rates]),
+        match_rates=_by_layer([rates for row in rows for rates in row.match_rates]),
         ms_p50=p50,
+        ms_p90=_percentile(rows, 90),
         ms_p99=_percentile(rows, 99),
         ms_per_action=p50 / rows[0].settings["replan"] if p50 is not None else None,
         ms_stages=_stages(rows),
@@ -163,6 +183,23 @@ def _percentile(rows: Sequence[EpisodeRow], percent: float) -> float | None:
 
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
+
+
+def _shares(values: Sequence[int]) -> dict[int, float]:
+    return {value: count / len(values) for value, count in sorted(Counter(values).items())}
+
+
+def _by_phase(episodes: Sequence[Sequence[int]]) -> list[float | None]:
+    thirds: list[list[int]] = [[] for _ in range(PHASES)]
+    for chunks in episodes:
+        for position, value in enumerate(chunks):
+            thirds[PHASES * position // len(chunks)].append(value)
+    return [_mean(values) for values in thirds]
+
+
+def _by_layer(rates: Sequence[Sequence[float]]) -> list[float]:
+    """Means over chunks; all chunks of a mode have the same drafted layers."""
+    return np.mean(rates, axis=0).tolist() if rates and rates[0] else []
 
 
 def _stages(rows: Sequence[EpisodeRow]) -> dict[str, float]:

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -174,7 +175,5 @@ def _serve(*arguments: Any) -> None:
     """Gymnasium's worker, in the process of a simulator."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; its runner decides what it means
     os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's software renderer starts a thread a core otherwise
-    try:
+    with suppress(EOFError, OSError):  # the runner is gone, and with it whoever would want to know
         _async_worker(*arguments)
-    except (EOFError, OSError):
-        pass  # the runner is gone, and with it whoever would want to know
