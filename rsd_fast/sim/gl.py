@@ -9,12 +9,15 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ctypes.util import find_library
 from functools import cache
 
-EGL_PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libgles2"
-OSMESA_PACKAGES = "libosmesa6"
+EGL_PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libgles2 libglib2.0-0"
+OSMESA_PACKAGES = "libosmesa6 libgl1 libglib2.0-0"
 OFFSCREEN = ("egl", "osmesa")
+UNLOADED = "glx"  # bindings that robosuite can import where there is no library, as long as nothing is drawn
 
 
 @cache
@@ -44,6 +47,34 @@ def choose_gl_backend() -> str:
     return usable[0]
 
 
+@contextmanager
+def gl_for_import(render: bool) -> Iterator[None]:
+    """Around the first import of robosuite, which imports GL bindings even where nothing will be drawn.
+
+    Args:
+        render: whether cameras will be; without, a machine that has neither EGL nor OSMesa will do.
+
+    Raises:
+        RuntimeError: see `choose_gl_backend`.
+    """
+    try:
+        choose_gl_backend()
+    except RuntimeError:
+        if render:
+            raise
+        before = os.environ.get("MUJOCO_GL")
+        os.environ["MUJOCO_GL"] = UNLOADED
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["MUJOCO_GL"]
+            else:
+                os.environ["MUJOCO_GL"] = before
+    else:
+        yield
+
+
 def backend_works(name: str) -> bool:
     """Whether the library of `egl` or `osmesa` can be loaded here (for EGL: and has a device)."""
     return egl_devices() > 0 if name == "egl" else find_library("OSMesa") is not None
@@ -63,7 +94,5 @@ def egl_devices() -> int:
     if not address:
         return 0
     count = ctypes.c_int(0)
-    query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int))(
-        address
-    )
+    query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int))(address)
     return count.value if query(0, None, ctypes.byref(count)) else 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .cameras import Cameras
-from .gl import choose_gl_backend
+from .gl import EGL_PACKAGES, gl_for_import
 from .suites import Action, Image, Observation, Task, TaskEnv, action_space, observation_space
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ class RobosuiteEnv(TaskEnv):
     """One robosuite task; see `TaskEnv`.
 
     `reset(seed=s)` is a random start, `reset(options={"init_state": k})` evaluation state k. Both depend on
-    nothing but s or k.
+    nothing but s or k. `reset()` draws the next s, as in gymnasium: after `reset(seed=s)`, always the same ones.
     """
 
     def __init__(self, task: Task, image_size: int, render: bool) -> None:
         self.task = task
         self.observation_space, self.action_space = observation_space(image_size), action_space()
-        self.simulator = make_simulator(task.name)
+        self.simulator = make_simulator(task.name, render)
         self.cameras = Cameras(image_size) if render else None
         self.image_size = image_size
         self.steps = 0
@@ -46,12 +46,17 @@ class RobosuiteEnv(TaskEnv):
         """A new episode.
 
         Raises:
-            ValueError: a seed or an init state outside its range, or neither.
+            ValueError: a seed or an init state outside its range.
         """
         super().reset(seed=seed)
-        seed = start_seed(seed, (options or {}).get("init_state"))
+        init_state = (options or {}).get("init_state")
+        if seed is None and init_state is None:
+            seed = int(self.np_random.integers(FIRST_EVALUATION_SEED))
+        seed = start_seed(seed, init_state)
         with numpy_seed(seed):
             self.simulator.reset()
+        gripper = self.simulator.robots[0].gripper
+        gripper.current_action = np.zeros(gripper.dof)  # robosuite keeps the last episode's, and moves on from there
         self.steps = 0
         return self.observe(), {"success": False, "steps": 0}
 
@@ -148,16 +153,10 @@ def numpy_seed(seed: int) -> Iterator[None]:
         np.random.set_state(before)
 
 
-def make_simulator(name: str) -> Any:
+def make_simulator(name: str, render: bool = True) -> Any:
     """The simulator itself, without its cameras and observation tables (they cost as much as the physics)."""
-    choose_gl_backend()
-    try:
-        logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # it asks for a private macro file
-        import robosuite
-    except ImportError as error:
-        raise ImportError(
-            f"got no robosuite ({error}), expected version 1.4.0: pip install 'rsd-fast[sim]'"
-        ) from error
+    with gl_for_import(render):
+        robosuite = import_robosuite()
     with numpy_seed(0):  # the size of Lift's cube is drawn when the model is built: the same in every process
         simulator = robosuite.make(
             name,
@@ -173,6 +172,25 @@ def make_simulator(name: str) -> Any:
     simulator._update_observables = lambda force=False: None
     simulator._get_observations = lambda force_update=False: {}
     return simulator
+
+
+def import_robosuite() -> Any:
+    """The package.
+
+    Raises:
+        ImportError: it is not installed, or a shared library that it needs is not.
+    """
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # it asks for a private macro file
+    try:
+        import robosuite
+    except ModuleNotFoundError as error:
+        raise ImportError(f"got no robosuite ({error}), expected version 1.4.0: pip install 'rsd-fast[sim]'") from error
+    except ImportError as error:  # its OpenCV loads libGL and GLib
+        raise ImportError(
+            f"robosuite cannot be imported ({error}); where a library is missing, on Debian and Ubuntu: "
+            f"apt-get install {EGL_PACKAGES}"
+        ) from error
+    return robosuite
 
 
 def proprio(simulator: Any) -> np.ndarray:

@@ -29,7 +29,7 @@ class Task:
 
 
 class TaskEnv(gymnasium.Env[Observation, np.ndarray]):
-    """A task as a gymnasium environment whose rendering can be left out.
+    """A task as a gymnasium environment whose cameras can be left out.
 
     `step` is `advance` and then `observe`. Two cameras in software GL cost ten times the physics, so whoever
     runs a whole chunk open loop advances step by step and observes once.
@@ -37,6 +37,7 @@ class TaskEnv(gymnasium.Env[Observation, np.ndarray]):
 
     task: Task
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 -- gymnasium's own declaration
+    render_mode = "rgb_array"
 
     def advance(self, action: Action) -> tuple[float, bool, bool, dict[str, Any]]:
         """One control step: reward (0 or 1), terminated (success), truncated (step cap), info."""
@@ -49,6 +50,10 @@ class TaskEnv(gymnasium.Env[Observation, np.ndarray]):
     def frame(self) -> Image:
         """The third-person camera alone, for videos."""
         raise NotImplementedError
+
+    def render(self) -> Image:
+        """As in gymnasium: `frame`."""
+        return self.frame()
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """As in gymnasium."""
@@ -77,7 +82,7 @@ class Suite(Protocol):
     settling_steps: int  # control steps without an action that a reset makes; part of the protocol
 
     def make_env(self, task: Task, *, image_size: int = 128, render: bool = True) -> TaskEnv:
-        """The environment of `task`; without `render`, images are black and no GL library is needed."""
+        """The environment of `task`; without `render`, images are black and neither EGL nor OSMesa is needed."""
         ...
 
     def make_expert(self, env: TaskEnv) -> Any:
