@@ -5,7 +5,8 @@ set -eu
 
 PACKAGES="libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libgles2 libglib2.0-0"
 
-has_library() { ldconfig -p 2>/dev/null | grep -q "$1"; }
+# Debian leaves /sbin out of a user's PATH.
+has_library() { PATH="$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | grep -q "$1"; }
 
 if has_library libGL.so.1 && { has_library libEGL.so.1 || has_library libOSMesa.so; }; then
     exit 0
