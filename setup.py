@@ -29,6 +29,12 @@ def choice(name: str) -> str:
     return value
 
 
+def last_line(error: Exception) -> str:
+    """What a failed step said last."""
+    output = getattr(error, "stderr", None) or str(error)
+    return next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "")
+
+
 class CMakeBuild(build_ext):
     """Builds CMakeLists.txt and puts the libraries beside the Python files that load them."""
 
@@ -36,16 +42,21 @@ class CMakeBuild(build_ext):
         wanted = choice("RSD_FAST_BUILD")
         if wanted == "0":
             return
+        cuda = choice("RSD_FAST_CUDA")
         try:
-            self.build_with_cmake()
+            try:
+                self.build_with_cmake(cuda)
+            except subprocess.CalledProcessError as error:
+                if cuda != "auto" or shutil.which("nvcc") is None:
+                    raise
+                self.warn(f"rsd_fast: the CUDA part was not built, trying without it ({last_line(error)})")
+                self.build_with_cmake("0")
         except (OSError, subprocess.CalledProcessError) as error:
             if wanted == "1":
                 raise
-            output = getattr(error, "stderr", None) or str(error)
-            reason = next((line for line in reversed(output.splitlines()) if line.strip()), "")
-            self.warn(f"rsd_fast: compiled kernels were not built, the reference serves ({reason.strip()})")
+            self.warn(f"rsd_fast: compiled kernels were not built, the reference serves ({last_line(error)})")
 
-    def build_with_cmake(self) -> None:
+    def build_with_cmake(self, cuda: str) -> None:
         cmake = shutil.which("cmake")
         if cmake is None:
             raise FileNotFoundError("cmake not found")
@@ -57,7 +68,7 @@ class CMakeBuild(build_ext):
         configure = [
             *("-S", str(ROOT), "-B", str(build), *generator, "-DCMAKE_BUILD_TYPE=Release"),
             f"-DRSD_FAST_KERNELS_DIR={target}",
-            f"-DRSD_FAST_CUDA={choice('RSD_FAST_CUDA')}",
+            f"-DRSD_FAST_CUDA={cuda}",
         ]
         for step in (configure, ["--build", str(build)]):
             done = subprocess.run([cmake, *step], capture_output=True, text=True)

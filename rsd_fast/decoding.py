@@ -18,7 +18,8 @@ The modes are the same loop with another first proposal:
 Guarantees (tests/test_decoding.py): at granularity `layer`, rule `exact`, theta 1 the codes are bit-for-bit those of
 sequential decoding for any draft; no round takes more than `stop` passes; a row decodes the same alone or in a batch.
 
-This loop runs on the host and looks at `finished` once a pass.
+`ChunkDecoder.run` is this loop as it stands there, over any function from codes to logits. An engine runs the same
+stages over static buffers (`rsd_fast.policy_round`), as CUDA graphs where there is a GPU (`rsd_fast.runtime`).
 """
 
 from __future__ import annotations
@@ -84,16 +85,20 @@ class ChunkDecoder:
         self.decoder = action_decoder(codec)
 
     def begin(self, batch: int, proposal: Proposal | None = None) -> RoundState:
-        """A fresh state for `batch` chunks; only mode rsd takes a proposal, and needs one."""
-        if (proposal is not None) != (self.mode == "rsd"):
-            raise ValueError(f"mode {self.mode} {'needs a' if self.mode == 'rsd' else 'takes no'} proposal")
+        """A fresh state for `batch` chunks; see `begin_`."""
         config = self.codec.config
         state = RoundState.new(
             batch, config.layers, self.steps, config.latent_dims, device=self.codec.codebook.device
         )
-        codes = None if proposal is None else proposal.top(self.stop).codes
-        state.begin_(codes, 0 if codes is None else codes.shape[1], config.levels // 2)
+        self.begin_(state, proposal)
         return state
+
+    def begin_(self, state: RoundState, proposal: Proposal | None = None) -> None:
+        """Starts a round in a state that is there; only mode rsd takes a proposal, and needs one."""
+        if (proposal is not None) != (self.mode == "rsd"):
+            raise ValueError(f"mode {self.mode} {'needs a' if self.mode == 'rsd' else 'takes no'} proposal")
+        codes = None if proposal is None else proposal.top(self.stop).codes
+        state.begin_(codes, 0 if codes is None else codes.shape[1], self.codec.config.levels // 2)
 
     @torch.no_grad()
     def run(
@@ -118,7 +123,7 @@ class ChunkDecoder:
         actions = torch.empty(batch, self.steps, self.codec.config.action_dims, device=state.codes.device)
         draft_probs = None
         if uniforms is not None and proposal is not None:
-            draft_probs = self._padded_probs(proposal.top(self.stop))
+            draft_probs = self.padded_probs(proposal)
         for _ in range(self.stop):  # the frontier moves at least one layer a pass
             self.accept(main_pass(state.codes), state, actions, uniforms, draft_probs)
             if bool(state.finished.all()):
@@ -147,8 +152,9 @@ class ChunkDecoder:
             backend=self.backend,
         )
 
-    def _padded_probs(self, proposal: Proposal) -> Float[Tensor, "B L T D V"] | None:
-        # The op reads the draft's distribution at drafted layers only; it wants one fixed shape.
+    def padded_probs(self, proposal: Proposal) -> Float[Tensor, "B L T D V"] | None:
+        """The draft's distribution as the op takes it: of every layer, read at drafted ones only."""
+        proposal = proposal.top(self.stop)
         if proposal.probs is None:
             return None
         batch, drafted, *rest = proposal.probs.shape

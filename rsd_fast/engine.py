@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,14 +22,15 @@ import rsd_fast
 from rsd_fast.acceptance import Acceptance, Granularity, Rule, parse_rule
 from rsd_fast.codec import RFSQCodec
 from rsd_fast.decoding import ChunkDecoder, Mode
-from rsd_fast.kernels.accept import RoundState
 from rsd_fast.models.checkpoints import PolicyParts, check_fit, load_policy
 from rsd_fast.models.draft import DraftModel
-from rsd_fast.models.inputs import PolicyInputs, Prefix
+from rsd_fast.models.inputs import PolicyInputs
 from rsd_fast.models.main import MainModel
 from rsd_fast.observation import Observation, build_inputs
-from rsd_fast.proposal import Proposal
-from rsd_fast.round_statistics import RoundStatistics, StageClock
+from rsd_fast.policy_round import PolicyRound, RoundParts, describe_state, split
+from rsd_fast.round_statistics import RoundStatistics
+from rsd_fast.runtime import RoundLoop, Runtime, choose_runtime, make_loop
+from rsd_fast.runtime.clock import STAGES
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -55,6 +57,10 @@ class RSDInferenceEngine:
         dtype: of the networks; default bfloat16 on a GPU and float32 on the CPU.
         batch_invariant: decode every row at batch one, so that its bits do not depend on its neighbours. Default: on
             the CPU, where batching gains little.
+        runtime: how rounds are driven (`rsd_fast.runtime`): `auto`, `eager`, `graph` or `device-loop`.
+        batch_sizes: batches that there are rounds for; other batches are decoded in parts. 1 is always among them.
+        token_buckets: lengths to which instructions are padded; the shortest that fits is used. Default: the model's
+            longest only, so that padding never depends on the instruction.
         seed: of the draws when sampling.
         backend: of the accept op; `auto`, `reference`, `cpu` or `triton`.
 
@@ -80,6 +86,9 @@ class RSDInferenceEngine:
         device: str | torch.device = "auto",
         dtype: torch.dtype | None = None,
         batch_invariant: bool | None = None,
+        runtime: Runtime = "auto",
+        batch_sizes: Sequence[int] = (1,),
+        token_buckets: Sequence[int] | None = None,
         seed: int = 0,
         backend: str = "auto",
     ) -> None:
@@ -117,7 +126,17 @@ class RSDInferenceEngine:
             backend=backend,
         )
         self._rule_name = rule if isinstance(rule, str) else repr(rule)
-        self._head = "parallel" if mode == "parallel" else "hierarchical"
+        self.runtime = choose_runtime(runtime, self.device)
+        self.batch_sizes = _sizes("batch_sizes", (1,) if self.batch_invariant else (1, *batch_sizes))
+        longest = self.main.config.max_tokens
+        self.token_buckets = _sizes("token_buckets", (*(token_buckets or ()), longest), longest)
+        self._parts = RoundParts(self.main, self.draft, self.codec, self._decoder)
+        self._pool = torch.cuda.graph_pool_handle() if self.runtime in ("graph", "device-loop") else None
+        self._rounds: dict[tuple[int, int], tuple[PolicyRound, RoundLoop]] = {}
+        # Largest first: the smaller ones then fit into the pool's memory.
+        for size in sorted(self.batch_sizes, reverse=True):
+            for tokens in sorted(self.token_buckets, reverse=True):
+                self._round(size, tokens)
         self.reset_stats()
 
     @classmethod
@@ -179,60 +198,44 @@ class RSDInferenceEngine:
         Raises:
             ValueError: as `generate_action`.
         """
+        started = time.perf_counter()
         inputs = build_inputs(observations, instructions, self.main.config, self.tokenizer)
-        clock = StageClock(self.device)
-        size = 1 if self.batch_invariant else len(inputs)
-        actions, infos = [], []
-        for start in range(0, len(inputs), size):
-            chunk_actions, state = self.decode_inputs(inputs[start : start + size], clock)
-            actions.append(chunk_actions.cpu())
-            infos += _describe_rounds(state, self._decoder.steps * self.codec.config.latent_dims)
-        clock.mark("tail")  # the copy of the results
-        ms = clock.milliseconds()
+        ms = dict.fromkeys(STAGES, 0.0)
+        actions: list[Tensor] = []
+        infos: list[dict[str, Any]] = []
+        for size in split(len(inputs), self.batch_sizes):
+            loop, outputs = self._decode(inputs[len(infos) : len(infos) + size])
+            actions.append(outputs["actions"].clone())
+            infos += describe_state(outputs, self._decoder.steps * self.codec.config.latent_dims)
+            ms = {stage: ms[stage] + spent for stage, spent in loop.milliseconds().items()}
+        ms["total"] = 1e3 * (time.perf_counter() - started)
         for info in infos:
             info |= {"ms": ms, "batch": len(inputs)}
         self._statistics.add(infos, ms)
         return torch.cat(actions).numpy(), infos
 
     @torch.inference_mode()
-    def decode_inputs(
-        self, inputs: PolicyInputs, clock: StageClock | None = None
-    ) -> tuple[Float[Tensor, "B T 7"], RoundState]:
-        """One round on prepared inputs: vision, prefill, draft, passes, tail. Results stay on the device."""
-        clock = clock or StageClock(self.device)
-        inputs = inputs.to(self.device)
-        features = self.main.encode_images(inputs.images)
-        clock.mark("vision")
-        prefix = self.main.prefill(inputs, features)
-        clock.mark("prefill")
-        uniforms = self._uniforms(len(inputs))
-        proposal = self._propose(prefix, uniforms)
-        clock.mark("draft")
+    def _decode(self, inputs: PolicyInputs) -> tuple[RoundLoop, dict[str, Tensor]]:
+        """One round; the results are on the host, and valid until the next one."""
+        used = int(inputs.token_mask.sum(1).max())
+        tokens = min(bucket for bucket in self.token_buckets if bucket >= used)
+        this_round, loop = self._round(len(inputs), tokens)
+        this_round.fill(inputs.first_tokens(tokens))
+        this_round.draw(self._generator)
+        loop.run()
+        return loop, this_round.outputs.on_host
 
-        def main_pass(codes: Tensor) -> Tensor:
-            clock.mark("tail")
-            logits = self.main.decode(prefix, codes, self._head)
-            clock.mark("passes")
-            return logits
-
-        return self._decoder.run(main_pass, len(inputs), proposal, uniforms)
-
-    def _propose(self, prefix: Prefix, uniforms: Tensor | None) -> Proposal | None:
-        if self.draft is None:
-            return None
-        draws = None
-        if uniforms is not None:  # the draft draws with numbers of its own: those of the round decide acceptance
-            head = self.draft.config.head
-            shape = (uniforms.shape[0], self.draft.config.layers, head.steps, head.latent_dims)
-            draws = torch.rand(shape, device=self.device, generator=self._generator)
-        return self.draft.propose(prefix, self.codec, draws)
-
-    def _uniforms(self, batch: int) -> Tensor | None:
-        if self._decoder.acceptance.temperature == 0:
-            return None
-        head = self.main.config.head
-        shape = (batch, head.layers, head.steps, head.latent_dims, 2)
-        return torch.rand(shape, device=self.device, generator=self._generator)
+    def _round(self, batch: int, tokens: int) -> tuple[PolicyRound, RoundLoop]:
+        """The round of a shape. Those of a GPU's graphs are all made at construction."""
+        key = (batch, tokens)
+        if key not in self._rounds:
+            with torch.inference_mode(False):
+                made = PolicyRound(self._parts, batch, tokens, self.device)
+            with torch.inference_mode():
+                loop = make_loop(self.runtime, made.stages(), self._pool)
+                loop.run()  # so that the first call is like any other
+            self._rounds[key] = made, loop
+        return self._rounds[key]
 
     # ---- about the run
 
@@ -243,6 +246,17 @@ class RSDInferenceEngine:
     def reset_stats(self) -> None:
         """Forgets what `stats` counts."""
         self._statistics = RoundStatistics()
+
+    def memory(self) -> dict[str, int]:
+        """Bytes on the device: `weights`, `buffers` (inputs, outputs) and `graphs` (all captured rounds' pool)."""
+        models = [model for model in (self.main, self.draft, self.codec) if model is not None]
+        tensors = [t for model in models for t in (*model.parameters(), *model.buffers())]
+        buffers = [packed for made, _ in self._rounds.values() for packed in (made.inputs, made.outputs)]
+        return {
+            "weights": sum(t.numel() * t.element_size() for t in tensors),
+            "buffers": sum(packed.device_bytes.numel() for packed in buffers),
+            "graphs": sum(loop.graph_bytes for _, loop in self._rounds.values()),
+        }
 
     def describe(self) -> dict[str, Any]:
         """Everything that defines how this engine decodes, JSON-able, for the header of a record."""
@@ -263,9 +277,16 @@ class RSDInferenceEngine:
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             "dtype": str(self.dtype).removeprefix("torch."),
             "batch_invariant": self.batch_invariant,
+            "runtime": self.runtime,
             "backend": self._decoder.backend,
             "versions": {"rsd_fast": rsd_fast.__version__, "torch": torch.__version__},
         }
+
+
+def _sizes(name: str, values: Sequence[int], most: int | None = None) -> tuple[int, ...]:
+    if min(values) < 1 or (most is not None and max(values) > most):
+        raise ValueError(f"got {name} {list(values)}, expected numbers from 1 {f'to {most}' if most else 'up'}")
+    return tuple(sorted(set(values)))
 
 
 def _device(name: str | torch.device) -> torch.device:
@@ -283,21 +304,3 @@ def _to(model: M, device: torch.device, dtype: torch.dtype) -> M:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model
-
-
-def _describe_rounds(state: RoundState, elements: int) -> list[dict[str, Any]]:
-    passes, codes = state.passes.cpu().tolist(), state.codes.cpu().numpy()
-    agreed, kept = state.agreed.cpu(), state.kept.cpu()
-    infos = []
-    for row, count in enumerate(passes):
-        drafted = agreed[row] >= 0
-        infos.append(
-            {
-                "passes": count,
-                "accepted_layers": kept[row][drafted].sum().item() / elements,
-                "match_rates": (agreed[row][drafted] / elements).tolist(),
-                "kept_rates": (kept[row][drafted] / elements).tolist(),
-                "codes": codes[row],
-            }
-        )
-    return infos

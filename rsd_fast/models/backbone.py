@@ -82,8 +82,13 @@ class SelfAttention(nn.Module):
         rotary: Rotary,
         mask: Bool[Tensor, "#B 1 n keys"],
         prefix: tuple[Tensor, Tensor] | None = None,
+        prefix_tokens: int = 0,
     ) -> tuple[Float[Tensor, "B n width"], Tensor, Tensor]:
-        """Returns the output and the keys and values of the new tokens."""
+        """Returns the output and the keys and values of the new tokens.
+
+        Keys and values longer than `prefix_tokens` have room behind the prefix: the new ones are written there, and
+        nothing is copied together.
+        """
         batch, tokens, width = x.shape
         query, key, value = (
             projection(x).view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)
@@ -91,7 +96,11 @@ class SelfAttention(nn.Module):
         )
         query, key = rotate(query, rotary), rotate(key, rotary)
         keys, values = key, value
-        if prefix is not None:
+        if prefix is not None and prefix[0].shape[2] > prefix_tokens:
+            keys, values = (stored[:, :, : prefix_tokens + tokens] for stored in prefix)
+            keys[:, :, prefix_tokens:].copy_(key)
+            values[:, :, prefix_tokens:].copy_(value)
+        elif prefix is not None:
             keys, values = torch.cat([prefix[0], key], 2), torch.cat([prefix[1], value], 2)
         attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
         return self.o_proj(attended.transpose(1, 2).reshape(batch, tokens, width)), key, value
@@ -122,10 +131,15 @@ class DecoderLayer(nn.Module):
         self.mlp = SwiGLU(config)
 
     def forward(
-        self, x: Tensor, rotary: Rotary, mask: Tensor, prefix: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        mask: Tensor,
+        prefix: tuple[Tensor, Tensor] | None = None,
+        prefix_tokens: int = 0,
     ) -> tuple[Float[Tensor, "B n width"], Tensor, Tensor]:
         """Returns the output and the keys and values of the new tokens."""
-        attended, key, value = self.self_attn(self.input_layernorm(x), rotary, mask, prefix)
+        attended, key, value = self.self_attn(self.input_layernorm(x), rotary, mask, prefix, prefix_tokens)
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x)), key, value
 
@@ -140,9 +154,13 @@ class Backbone(nn.Module):
         self.norm = nn.RMSNorm(config.width, eps=config.rms_eps)
 
     def prefill(
-        self, x: Float[Tensor, "B P width"], mask: Bool[Tensor, "B P"]
+        self, x: Float[Tensor, "B P width"], mask: Bool[Tensor, "B P"], room: int = 0
     ) -> tuple[list[Tensor], list[Tensor], Float[Tensor, "B P width"]]:
-        """Keys and values of every layer, and the final normalised hidden states."""
+        """Keys and values of every layer, and the final normalised hidden states.
+
+        With `room`, keys and values are `[B, heads, P + room, head_dim]`: `decode` writes its own behind the prefix
+        instead of copying the prefix in every pass. Only without gradients.
+        """
         tokens = x.shape[1]
         rotary = rotary_table(self.config, torch.arange(tokens, device=x.device))
         attention = mask[:, None, None, :].expand(-1, 1, tokens, -1)
@@ -151,8 +169,8 @@ class Backbone(nn.Module):
         keys, values = [], []
         for layer in self.layers:
             x, key, value = layer(x, rotary, attention)
-            keys.append(key)
-            values.append(value)
+            keys.append(_with_room(key, room))
+            values.append(_with_room(value, room))
         return keys, values, self.norm(x)
 
     def decode(
@@ -162,10 +180,15 @@ class Backbone(nn.Module):
         values: list[Tensor],
         prefix_mask: Bool[Tensor, "B P"],
         query_mask: Bool[Tensor, "Q Q"],
+        start: int | None = None,
     ) -> Float[Tensor, "B Q width"]:
-        """Queries attend to the whole prefix, and to one another where `query_mask[i, j]` lets i see j."""
+        """Queries attend to the whole prefix, and to one another where `query_mask[i, j]` lets i see j.
+
+        `start` is the position of the first query; by default the one behind the prefix.
+        """
         batch, queries = x.shape[:2]
-        start = prefix_mask.shape[1]
+        prefix_tokens = prefix_mask.shape[1]
+        start = prefix_tokens if start is None else start
         rotary = rotary_table(self.config, torch.arange(start, start + queries, device=x.device))
         attention = torch.cat(
             [
@@ -175,5 +198,15 @@ class Backbone(nn.Module):
             -1,
         )
         for layer, key, value in zip(self.layers, keys, values, strict=True):
-            x, _, _ = layer(x, rotary, attention, (key, value))
+            x, _, _ = layer(x, rotary, attention, (key, value), prefix_tokens)
         return self.norm(x)
+
+
+def _with_room(stored: Float[Tensor, "B heads P head_dim"], room: int) -> Float[Tensor, "B heads slots head_dim"]:
+    if room == 0:
+        return stored
+    batch, heads, tokens, head_dim = stored.shape
+    # Zeros, not whatever lies there: a mask hides the room, but NaN times nothing is NaN.
+    roomy = stored.new_zeros(batch, heads, tokens + room, head_dim)
+    roomy[:, :, :tokens].copy_(stored)
+    return roomy

@@ -34,6 +34,10 @@ class PolicyInputs:
         """A part of the batch."""
         return PolicyInputs(*(tensor[rows] for tensor in self._fields()))
 
+    def first_tokens(self, count: int) -> PolicyInputs:
+        """The same batch with its instructions cut to `count` tokens."""
+        return PolicyInputs(self.images, self.proprio, self.tokens[:, :count], self.token_mask[:, :count])
+
     def __len__(self) -> int:
         """B."""
         return self.images.shape[0]
@@ -47,13 +51,14 @@ class Prefix:
     """What main keeps of an observation: everything that action queries and draft models read.
 
     Attributes:
-        keys: per backbone layer, `[B, heads, P, head_dim]`, rotary positions applied.
+        keys: per backbone layer, `[B, heads, P or more, head_dim]`, rotary positions applied; what lies behind the P
+            tokens is room for the queries of a pass.
         values: likewise.
         hidden: the final normalised hidden states, `[B, P, width]`.
         mask: bool `[B, P]`, false at padding.
     """
 
-    keys: list[Float[Tensor, "B heads P head_dim"]]
-    values: list[Float[Tensor, "B heads P head_dim"]]
+    keys: list[Float[Tensor, "B heads slots head_dim"]]
+    values: list[Float[Tensor, "B heads slots head_dim"]]
     hidden: Float[Tensor, "B P width"]
     mask: Bool[Tensor, "B P"]

@@ -104,12 +104,19 @@ class MainModel(
         """The vision stage alone."""
         return self.vision_backbone(images)
 
-    def prefill(self, inputs: PolicyInputs, features: Float[Tensor, "B tokens vision_width"] | None = None) -> Prefix:
+    def prefill(
+        self,
+        inputs: PolicyInputs,
+        features: Float[Tensor, "B tokens vision_width"] | None = None,
+        in_place: bool = False,
+    ) -> Prefix:
         """Encodes an observation once a chunk.
 
         Args:
-            inputs: a batch.
+            inputs: a batch; its tokens may be shorter than the model's N where the rest would be padding.
             features: of `encode_images`, where the caller has run that stage already.
+            in_place: leave room behind the prefix, so that passes write their keys and values there instead of copying
+                the prefix. Inference only.
         """
         features = self.encode_images(inputs.images) if features is None else features
         patches = self.projector(features)
@@ -126,7 +133,7 @@ class MainModel(
         )
         seen = inputs.token_mask.new_ones(batch, 1 + patch_tokens + 1)
         mask = torch.cat([seen, inputs.token_mask], 1)
-        keys, values, hidden = self.backbone.prefill(x, mask)
+        keys, values, hidden = self.backbone.prefill(x, mask, self.config.head.queries if in_place else 0)
         return Prefix(keys, values, hidden, mask)
 
     # ---- codes -> logits
@@ -138,7 +145,12 @@ class MainModel(
         module = self.heads[head]
         assert isinstance(module, ActionHead)
         hidden = self.backbone.decode(
-            module.queries(codes), prefix.keys, prefix.values, prefix.mask, module.query_mask()
+            module.queries(codes),
+            prefix.keys,
+            prefix.values,
+            prefix.mask,
+            module.query_mask(),
+            start=self.config.prefix_tokens,  # also where the padding of a short instruction was left out
         )
         return module.logits(hidden)
 

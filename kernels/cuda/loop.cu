@@ -1,0 +1,207 @@
+// A whole round as one CUDA graph: copy in, vision, prefill, draft, WHILE some sample is unfinished { pass, tail }, copy
+// out. The loop is a conditional node: the device decides whether there is another pass, and the host launches once.
+//
+// The parts are graphs that others captured (torch.cuda.CUDAGraph.raw_cuda_graph()); they are cloned in here as child
+// graphs, so the memory that they work on has to outlive the round, the graphs themselves need not. Plain C ABI,
+// loaded by ctypes: one build serves every torch and Python version. Needs CUDA 12.4 or newer.
+#include <cuda_runtime.h>
+
+#include <cstdio>
+#include <new>
+#include <vector>
+
+namespace {
+
+thread_local char message[512] = "";
+
+bool failed(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return false;
+  std::snprintf(message, sizeof message, "%s: %s (%s)", what, cudaGetErrorString(status), cudaGetErrorName(status));
+  cudaGetLastError();  // a sticky error would show up in the next call of somebody else
+  return true;
+}
+
+#define TRY(call)                       \
+  do {                                  \
+    if (failed((call), #call)) return 1; \
+  } while (0)
+
+// One warp. Another pass as long as any of the samples is unfinished.
+__global__ void set_condition(cudaGraphConditionalHandle again, const int* finished, int batch) {
+  bool unfinished = false;
+  for (int b = threadIdx.x; b < batch; b += 32) unfinished |= finished[b] == 0;
+  unfinished = __any_sync(0xffffffffu, unfinished);
+  if (threadIdx.x == 0) cudaGraphSetConditional(again, unfinished ? 1 : 0);
+}
+
+cudaError_t add_node(cudaGraphNode_t* node, cudaGraph_t graph, const cudaGraphNode_t* after, cudaGraphNodeParams* params) {
+#if CUDART_VERSION >= 13000
+  return cudaGraphAddNode(node, graph, after, nullptr, after ? 1 : 0, params);
+#else
+  return cudaGraphAddNode(node, graph, after, after ? 1 : 0, params);
+#endif
+}
+
+// Appends nodes to a graph one behind the other.
+struct Chain {
+  cudaGraph_t graph;
+  cudaGraphNode_t last = nullptr;
+
+  const cudaGraphNode_t* after() const { return last ? &last : nullptr; }
+  size_t count() const { return last ? 1 : 0; }
+
+  int child(cudaGraph_t part) {
+    cudaGraphNode_t node;
+    TRY(cudaGraphAddChildGraphNode(&node, graph, after(), count(), part));
+    last = node;
+    return 0;
+  }
+  int event(cudaEvent_t mark) {
+    cudaGraphNode_t node;
+    TRY(cudaGraphAddEventRecordNode(&node, graph, after(), count(), mark));
+    last = node;
+    return 0;
+  }
+  int copy(void* target, const void* source, size_t bytes, cudaMemcpyKind kind) {
+    cudaGraphNode_t node;
+    TRY(cudaGraphAddMemcpyNode1D(&node, graph, after(), count(), target, source, bytes, kind));
+    last = node;
+    return 0;
+  }
+  int loop_while(cudaGraphConditionalHandle again, cudaGraph_t* body) {
+    cudaGraphNodeParams params = {};
+    params.type = cudaGraphNodeTypeConditional;
+    params.conditional.handle = again;
+    params.conditional.type = cudaGraphCondTypeWhile;
+    params.conditional.size = 1;
+    cudaGraphNode_t node;
+    TRY(add_node(&node, graph, after(), &params));
+    *body = params.conditional.phGraph_out[0];
+    last = node;
+    return 0;
+  }
+  int condition(cudaGraphConditionalHandle again, const int* finished, int batch) {
+    void* arguments[] = {&again, &finished, &batch};
+    cudaGraphNodeParams params = {};
+    params.type = cudaGraphNodeTypeKernel;
+    params.kernel.func = reinterpret_cast<void*>(set_condition);
+    params.kernel.gridDim = dim3(1);
+    params.kernel.blockDim = dim3(32);
+    params.kernel.kernelParams = arguments;
+    cudaGraphNode_t node;
+    TRY(add_node(&node, graph, after(), &params));
+    last = node;
+    return 0;
+  }
+};
+
+struct Round {
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  std::vector<cudaEvent_t> marks;  // start, after the copy in, after every head part, after the loop, end
+
+  ~Round() {
+    if (exec) cudaGraphExecDestroy(exec);
+    if (graph) cudaGraphDestroy(graph);
+    for (cudaEvent_t mark : marks) cudaEventDestroy(mark);
+  }
+
+  int mark(Chain& chain) {
+    cudaEvent_t event;
+    TRY(cudaEventCreate(&event));
+    marks.push_back(event);
+    return chain.event(event);
+  }
+};
+
+}  // namespace
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// Field by field `Spec` of __init__.py.
+struct RsdRoundSpec {
+  void* const* head;  // cudaGraph_t, run once, in order
+  void* const* body;  // cudaGraph_t, run once a pass, in order
+  const int* finished;
+  void* inputs;  // on the device
+  const void* host_inputs;
+  void* host_outputs;
+  const void* outputs;  // on the device
+  long long heads, bodies, batch, input_bytes, output_bytes;
+};
+
+static int build(const RsdRoundSpec& spec, Round& round) {
+  TRY(cudaGraphCreate(&round.graph, 0));
+  Chain chain{round.graph};
+  cudaGraphConditionalHandle again;
+  // Every launch starts with the condition true.
+  TRY(cudaGraphConditionalHandleCreate(&again, round.graph, 1, cudaGraphCondAssignDefault));
+  if (round.mark(chain)) return 1;
+  if (chain.copy(spec.inputs, spec.host_inputs, spec.input_bytes, cudaMemcpyHostToDevice)) return 1;
+  if (round.mark(chain)) return 1;
+  for (long long i = 0; i < spec.heads; ++i) {
+    if (chain.child(static_cast<cudaGraph_t>(spec.head[i])) || round.mark(chain)) return 1;
+  }
+  cudaGraph_t inside;
+  if (chain.loop_while(again, &inside)) return 1;
+  Chain pass{inside};
+  for (long long i = 0; i < spec.bodies; ++i) {
+    if (pass.child(static_cast<cudaGraph_t>(spec.body[i]))) return 1;
+  }
+  if (pass.condition(again, spec.finished, static_cast<int>(spec.batch))) return 1;
+  if (round.mark(chain)) return 1;
+  if (chain.copy(spec.host_outputs, spec.outputs, spec.output_bytes, cudaMemcpyDeviceToHost)) return 1;
+  if (round.mark(chain)) return 1;
+  TRY(cudaGraphInstantiate(&round.exec, round.graph, 0));
+  return 0;
+}
+
+EXPORT const char* rsd_last_error() { return message; }
+
+// 0 where the driver can run conditional nodes, else 1 with a message.
+EXPORT int rsd_check_driver() {
+  int driver = 0;
+  TRY(cudaDriverGetVersion(&driver));
+  if (driver < 12040) {
+    std::snprintf(message, sizeof message, "the driver speaks CUDA %d.%d, conditional graph nodes need 12.4",
+                  driver / 1000, driver % 1000 / 10);
+    return 1;
+  }
+  return 0;
+}
+
+EXPORT int rsd_round_create(const RsdRoundSpec* spec, void** out) {
+  Round* round = new (std::nothrow) Round;
+  if (!round) return failed(cudaErrorMemoryAllocation, "new Round");
+  if (build(*spec, *round)) {
+    delete round;
+    return 1;
+  }
+  *out = round;
+  return 0;
+}
+
+EXPORT int rsd_round_upload(void* round, void* stream) {
+  TRY(cudaGraphUpload(static_cast<Round*>(round)->exec, static_cast<cudaStream_t>(stream)));
+  return 0;
+}
+
+EXPORT int rsd_round_launch(void* round, void* stream) {
+  TRY(cudaGraphLaunch(static_cast<Round*>(round)->exec, static_cast<cudaStream_t>(stream)));
+  return 0;
+}
+
+// Waits until the last launch has ended, its results on the host included.
+EXPORT int rsd_round_wait(void* round) {
+  TRY(cudaEventSynchronize(static_cast<Round*>(round)->marks.back()));
+  return 0;
+}
+
+// Milliseconds between the marks of the last launch: copy in, every head part, loop, copy out.
+EXPORT int rsd_round_times(void* handle, float* milliseconds) {
+  const std::vector<cudaEvent_t>& marks = static_cast<Round*>(handle)->marks;
+  for (size_t i = 0; i + 1 < marks.size(); ++i) TRY(cudaEventElapsedTime(milliseconds + i, marks[i], marks[i + 1]));
+  return 0;
+}
+
+EXPORT void rsd_round_destroy(void* round) { delete static_cast<Round*>(round); }

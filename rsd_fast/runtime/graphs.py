@@ -1,0 +1,90 @@
+"""Stages as CUDA graphs, and the loop that replays them from the host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .clock import StageClock
+from .nvtx import nvtx_range
+from .stages import RoundStages, Stage
+
+WARM_UP = 3  # runs before a capture: compile, choose algorithms, allocate workspaces
+
+
+class CapturedStages:
+    """Every stage of a round as a CUDA graph, in one memory pool.
+
+    What a stage leaves behind for later ones (features, keys and values, logits) stays alive in the objects that the
+    stages write to; everything else of the pool is shared, since the graphs run one after the other.
+
+    Attributes:
+        head, forward, accept: the graphs; not instantiated.
+        bytes: by which the device memory held by torch grew.
+    """
+
+    def __init__(self, stages: RoundStages, pool: Any = None) -> None:
+        self.stages = stages
+        self._pool = torch.cuda.graph_pool_handle() if pool is None else pool
+        self._warm_up()
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_reserved()
+        self.head = {name: self._capture(stage) for name, stage in stages.head.items()}
+        self.forward = self._capture(stages.forward)
+        self.accept = self._capture(stages.accept)
+        self.bytes = torch.cuda.memory_reserved() - before
+
+    def _warm_up(self) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                for stage in (*self.stages.head.values(), self.stages.forward, self.stages.accept):
+                    stage()
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def _capture(self, stage: Stage) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
+        with torch.cuda.graph(graph, pool=self._pool):
+            stage()
+        return graph
+
+
+class GraphLoop:
+    """One replay a stage; after every pass the host looks whether there is another."""
+
+    def __init__(self, captured: CapturedStages) -> None:
+        self.captured, self.stages, self.graph_bytes = captured, captured.stages, captured.bytes
+        for graph in (*captured.head.values(), captured.forward, captured.accept):
+            graph.instantiate()
+        self._finished = torch.zeros_like(self.stages.finished, device="cpu", pin_memory=True)
+        self._clock = StageClock(self.stages.finished.device)
+
+    def run(self) -> None:
+        """See `RoundLoop`."""
+        stages, captured = self.stages, self.captured
+        self._clock = clock = StageClock(stages.finished.device)
+        stages.inputs.upload()
+        for name, graph in captured.head.items():
+            with nvtx_range(f"rsd/{name}"):
+                graph.replay()
+            clock.mark(name)
+        for _ in range(stages.stop):
+            with nvtx_range("rsd/pass"):
+                captured.forward.replay()
+            clock.mark("passes")
+            with nvtx_range("rsd/accept"):
+                captured.accept.replay()
+            self._finished.copy_(stages.finished, non_blocking=True)
+            clock.mark("tail")
+            clock.wait()
+            if bool(self._finished.all()):
+                break
+        stages.outputs.download()
+        clock.mark("tail")
+        clock.wait()
+
+    def milliseconds(self) -> dict[str, float]:
+        """See `RoundLoop`."""
+        return self._clock.milliseconds()
