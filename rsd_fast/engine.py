@@ -247,6 +247,10 @@ class RSDInferenceEngine:
         """Forgets what `stats` counts."""
         self._statistics = RoundStatistics()
 
+    def reseed(self, seed: int) -> None:
+        """Starts the draws of sampling anew."""
+        self._generator.manual_seed(seed)
+
     def memory(self) -> dict[str, int]:
         """Bytes on the device: `weights`, `buffers` (inputs, outputs) and `graphs` (all captured rounds' pool)."""
         models = [model for model in (self.main, self.draft, self.codec) if model is not None]

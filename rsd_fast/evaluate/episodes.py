@@ -70,6 +70,13 @@ class Episode:
     simulator: dict[str, Any] = field(default_factory=dict)  # its last info
     simulator_seconds: float = 0.0
 
+    @property
+    def next_seed(self) -> int:
+        """Of the draws of the next chunk; the same in every mode, and whatever ran before."""
+        item = self.item
+        words = f"{item.seed} {item.task.suite} {item.task.name} {item.init_state} {len(self.infos)}"
+        return int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "little")
+
     def observe(self, reply: Reply) -> None:
         """An answer of the simulator."""
         self.simulator = self.simulator | reply.info
@@ -115,7 +122,7 @@ class Episode:
         )
 
 
-def plan(config: EvalConfig, suite: Suite, tasks: list[Task]) -> list[WorkItem]:
+def plan(config: EvalConfig, tasks: list[Task]) -> list[WorkItem]:
     """All episodes of a run, those of a pair side by side: both modes then see the machine in the same state."""
     return [
         WorkItem(task, choice.label, state, config.seed, film=state < config.video)

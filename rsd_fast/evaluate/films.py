@@ -25,7 +25,7 @@ def has_film(path: Path) -> bool:
     return path.with_name(path.name + ".npz").is_file()
 
 
-def save_film(path: Path, film: Film, row: EpisodeRow) -> None:
+def save_film(path: Path, film: Film) -> None:
     """Writes the pictures; a kill leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial.npz")

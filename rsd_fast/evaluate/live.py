@@ -58,12 +58,12 @@ class Live:
             line = escape(self._line(done, item, row, again))
             self.console.print(f"[{COLOURS[row.outcome]}]{line}[/]", soft_wrap=True)
 
-    def usage(self, usage: Usage, workers: int) -> None:
+    def usage(self, usage: Usage) -> None:
         """How busy everybody was."""
-        wall = max(usage.wall, 1e-9)
+        told = usage.describe()
         self.console.print(
-            f"{sum(self.counts.values())} episodes in {wall:.0f} s; policy busy {usage.policy / wall:.0%}, "
-            f"{workers} simulators busy {usage.simulators / wall / workers:.0%}"
+            f"{told['episodes']} episodes in {told['seconds']:.0f} s; policy busy {told['policy_busy']:.0%}, "
+            f"{told['simulators']} simulators busy {told['simulators_busy']:.0%}"
         )
 
     def _line(self, done: int, item: WorkItem, row: EpisodeRow, again: bool) -> str:

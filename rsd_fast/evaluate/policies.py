@@ -18,7 +18,7 @@ from rsd_fast.models.checkpoints import PolicyParts, load_policy, resolve_checkp
 from rsd_fast.models.draft import load_draft
 from rsd_fast.observation import Observation
 
-from .config import EvalConfig, ModeChoice
+from .config import EvalConfig, ModeChoice, usable_cores
 
 
 class Policy(Protocol):
@@ -32,6 +32,10 @@ class Policy(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """See `RSDInferenceEngine.describe`."""
+        ...
+
+    def reseed(self, seed: int) -> None:
+        """See `RSDInferenceEngine.reseed`."""
         ...
 
 
@@ -93,9 +97,29 @@ def make_engine(parts: PolicyParts, choice: ModeChoice, config: EvalConfig) -> R
 
 
 def decode(
+    policy: Policy, observations: Sequence[Observation], instructions: Sequence[str], seeds: Sequence[int]
+) -> tuple[Float[np.ndarray, "B T 7"], list[dict[str, Any]]]:
+    """One call, timed.
+
+    Args:
+        policy: decides.
+        observations, instructions: of the chunks.
+        seeds: of their draws. A policy that samples decodes chunk by chunk, so that the draws of one depend on nothing
+            but its seed.
+
+    Returns:
+        as `generate_actions`; `info["ms"]` has the stage `inputs` too, so that stages sum to `total`, the whole call.
+    """
+    if policy.describe()["temperature"] == 0 or len(seeds) == 1:
+        policy.reseed(seeds[0])
+        return _timed(policy, observations, instructions)
+    single = [decode(policy, [o], [i], [s]) for o, i, s in zip(observations, instructions, seeds, strict=True)]
+    return np.concatenate([actions for actions, _ in single]), [info for _, infos in single for info in infos]
+
+
+def _timed(
     policy: Policy, observations: Sequence[Observation], instructions: Sequence[str]
 ) -> tuple[Float[np.ndarray, "B T 7"], list[dict[str, Any]]]:
-    """One timed call: `info["ms"]` gets the stage `inputs`, so that stages sum to `total`, the whole call."""
     start = time.perf_counter()
     actions, infos = policy.generate_actions(observations, instructions)
     total = 1e3 * (time.perf_counter() - start)
@@ -126,8 +150,6 @@ def fingerprint(folder: Path) -> str:
 
 def set_threads(config: EvalConfig) -> int:
     """Sets torch's threads; see `EvalConfig.threads`. Returns them."""
-    from .config import usable_cores
-
     threads = config.threads or max(1, usable_cores() - config.simulators)
     torch.set_num_threads(threads)
     return threads

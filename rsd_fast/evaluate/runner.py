@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from .episodes import RunContext, WorkItem, plan, protocol
 from .films import film_path, has_film, save_film
 from .live import Live
 from .policies import Policies, load_policies, set_threads, warm_up
-from .records import Records, write_header
+from .records import Records, read_header, write_header
 from .report import write_report
 from .scheduler import Scheduler, Usage
 from .statistics import Summary
@@ -56,12 +57,14 @@ def run_episodes(
     context = make_context(config, suite, policies)
     for mode, settings in context.settings.items():
         records.check_settings(mode, settings)
-    items = [item for item in plan(config, suite, tasks) if not is_done(item, records)]
-    write_header(config.out, header(config, context, tasks))
+    items = [item for item in plan(config, tasks) if not is_done(item, records)]
+    header = make_header(config, context, tasks)
+    write_header(config.out, header)
     try:
         if items:
             warm_up(policies, blank(observation_space(config.image_size)), tasks[0].instruction)
-            run_items(config, suite, policies, context, items, records)
+            usage = run_items(config, suite, policies, context, items, records)
+            write_header(config.out, {**header, "sessions": [*header["sessions"], usage.describe()]})
     finally:  # also after Ctrl-C: what there is makes a valid result
         summary = write_report(ReportConfig(folders=(config.out,))) if records.rows else None
     assert summary is not None
@@ -87,13 +90,13 @@ def run_items(
         replan=replan,
         retries=config.retries,
     )
-    with Live(len(items)) as live:
-        for item, row, film in scheduler.run(items):
+    with Live(len(items)) as live, closing(scheduler.run(items)) as episodes:
+        for item, row, film in episodes:
             if item.film and row.outcome != "error":
-                save_film(film_path(records.folder, row), film, row)
+                save_film(film_path(records.folder, row), film)
             records.add(row)
             live.ended(item, row, again=row.outcome == "error" and item.attempt < config.retries)
-        live.usage(scheduler.usage, min(config.simulators, len(items)))
+        live.usage(scheduler.usage)
     return scheduler.usage
 
 
@@ -127,12 +130,13 @@ def make_context(config: EvalConfig, suite: Suite, policies: Policies) -> RunCon
     )
 
 
-def header(config: EvalConfig, context: RunContext, tasks: list[Task]) -> dict[str, Any]:
-    """Everything that defines a run, JSON-able."""
+def make_header(config: EvalConfig, context: RunContext, tasks: list[Task]) -> dict[str, Any]:
+    """Everything that defines a run, JSON-able; `sessions` are the finished ones before it."""
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
     return {
         "modes": [choice.label for choice in config.choices],
         "tasks": [asdict(task) for task in tasks],
         "config": asked,
         **asdict(context),
+        "sessions": read_header(config.out).get("sessions", []),
     }

@@ -22,16 +22,24 @@ from .records import EpisodeRow
 
 @dataclass
 class Usage:
-    """Seconds since the start, and how many of them the policy and the simulators (all together) worked."""
+    """Seconds since the start, and seconds that the policy and the simulators (all together) worked."""
 
-    started: float = field(default_factory=time.monotonic)
+    workers: int
+    episodes: int = 0
     policy: float = 0.0
     simulators: float = 0.0
+    started: float = field(default_factory=time.monotonic)
 
-    @property
-    def wall(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self.started
+    def describe(self) -> dict[str, float]:
+        """JSON-able: seconds, and shares of them; those of the simulators are means."""
+        wall = max(time.monotonic() - self.started, 1e-9)
+        return {
+            "episodes": self.episodes,
+            "seconds": round(wall, 1),
+            "policy_busy": round(self.policy / wall, 3),
+            "simulators": self.workers,
+            "simulators_busy": round(self.simulators / wall / self.workers, 3),
+        }
 
 
 @dataclass(eq=False)
@@ -75,7 +83,7 @@ class Scheduler:
         self.policies, self.context, self.make_simulator = policies, context, make_simulator
         self.batch, self.replan, self.retries = batch, replan, retries
         self.slots = [Slot() for _ in range(workers)]
-        self.usage = Usage()
+        self.usage = Usage(workers)
         self._queue: list[WorkItem] = []
         self._waiting: deque[Slot] = deque()  # with an observation, the oldest first
         self._ever_built = False
@@ -86,7 +94,7 @@ class Scheduler:
         Raises:
             RuntimeError: no simulator can be built at all; why.
         """
-        self._queue, self.usage = list(items), Usage()
+        self._queue, self.usage = list(items), Usage(len(self.slots))
         try:
             while self._queue or any(slot.episode for slot in self.slots):
                 yield from self._begin_episodes()
@@ -148,6 +156,7 @@ class Scheduler:
         self._ever_built = True
         if reply.over:
             episode, slot.episode = slot.episode, None
+            self.usage.episodes += 1
             yield episode.item, episode.row(self.context), episode.film
         else:
             slot.observation = reply.observation
@@ -183,7 +192,8 @@ class Scheduler:
         observations = [slot.observation for slot in slots if slot.observation is not None]
         instructions = [_episode(slot).item.task.instruction for slot in slots]
         start = time.monotonic()
-        actions, infos = decode(self.policies.by_mode[mode], observations, instructions)
+        seeds = [_episode(slot).next_seed for slot in slots]
+        actions, infos = decode(self.policies.by_mode[mode], observations, instructions, seeds)
         self.usage.policy += time.monotonic() - start
         for slot, observation, chunk, info in zip(slots, observations, actions, infos, strict=True):
             _episode(slot).decide(observation["wrist_image"], info)

@@ -114,21 +114,19 @@ class Simulator:
         Raises:
             SimulatorCrash: the process is gone, or hangs.
         """
-        resetting = self._envs._state is AsyncState.WAITING_RESET
-        terminated = truncated = np.zeros(1, bool)
         try:
-            if not self.pipe.poll(max(0.0, self.deadline - time.monotonic())):
-                raise SimulatorCrash(f"the simulator did not answer within {self.timeout:g} s")
-            if resetting:
-                observations, infos = self._envs.reset_wait()
-            else:
-                observations, _, terminated, truncated, infos = self._envs.step_wait()
+            answered = self.pipe.poll(max(0.0, self.deadline - time.monotonic()))
+            observations, over, infos = self._receive() if answered else (None, True, {})
         except (EOFError, OSError) as error:
             raise self._crash() from error
+        except Exception as error:  # gymnasium raises here what escaped in the process, and ends it
+            raise SimulatorCrash(f"{type(error).__name__}: {error}") from error
+        if observations is None:
+            raise SimulatorCrash(f"the simulator did not answer within {self.timeout:g} s")
         info = {name: values[0] for name, values in infos.items() if not name.startswith("_")}
         return Reply(
             observation={name: values[0] for name, values in observations.items()},
-            over=bool(terminated[0] or truncated[0]) or "error" in info,
+            over=over or "error" in info,
             info=info,
             seconds=time.monotonic() - self._sent,
         )
@@ -147,6 +145,13 @@ class Simulator:
             command()
         except OSError as error:
             raise self._crash() from error
+
+    def _receive(self) -> tuple[dict[str, np.ndarray], bool, dict[str, Any]]:
+        if self._envs._state is AsyncState.WAITING_RESET:
+            observations, infos = self._envs.reset_wait()
+            return observations, False, infos
+        observations, _, terminated, truncated, infos = self._envs.step_wait()
+        return observations, bool(terminated[0] or truncated[0]), infos
 
     def _crash(self) -> SimulatorCrash:
         process = self._envs.processes[0]
