@@ -14,7 +14,7 @@ from typing import Annotated, Any, Union
 import tyro
 from tyro.conf import subcommand
 
-from rsd_fast.evaluate.config import EvalConfig, InfoConfig, ReportConfig
+from rsd_fast.evaluate.config import EvalConfig, InfoConfig, ProfileConfig, ReportConfig
 from rsd_fast.train.config import AllTraining, CodecTraining, DemosConfig, DraftTraining, MainTraining
 
 DESCRIPTION = """Residual speculative decoding for robot policies.
@@ -48,6 +48,7 @@ COMMANDS: dict[str, Command] = {
     "train all": Command(AllTraining, "rsd_fast.train.all:run", resumes=True),
     "eval": Command(EvalConfig, "rsd_fast.evaluate.runner:run", resumes=True),
     "report": Command(ReportConfig, "rsd_fast.evaluate.report:run"),
+    "profile": Command(ProfileConfig, "rsd_fast.evaluate.profiling:run"),
     "info": Command(InfoConfig, "rsd_fast.evaluate.info:run"),
 }
 

@@ -214,3 +214,41 @@ class InfoConfig:
 
     json: bool = False
     """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """Run rounds of a policy for a profiler.
+
+    Under Nsight Systems or Nsight Compute the rounds are a cudaProfilerApi range with NVTX marks; alone, a trace of
+    torch's profiler is written, and the Nsight command lines are printed. docs/profiling.md shows how to read one.
+
+    Example: rsd-fast profile --mode rsd --runtime graph --rounds 20
+    """
+
+    checkpoint: str = "robosuite-nano"
+    """Policy: a folder, the name of a shipped checkpoint, or a hub id."""
+    mode: Literal["sequential", "rsd", "jacobi", "parallel"] = "rsd"
+    """How to decode."""
+    draft: Literal["regression", "coarse"] = "regression"
+    """Which draft model proposes (mode rsd)."""
+    runtime: Literal["auto", "eager", "graph", "device-loop"] = "auto"
+    """How rounds are driven. With device-loop the host marks one range a round; graph marks every stage."""
+    device: str = "auto"
+    """auto, cpu, cuda, ..."""
+    rounds: int = 20
+    """Rounds inside the profiled range."""
+    warmup: int = 5
+    """Rounds before it."""
+    batch: int = 1
+    """Chunks a round."""
+    instruction: str = "lift the red cube"
+    """What the policy is told; the pictures are noise."""
+    out: Path = Path("results/profile/trace.json")
+    """Trace of torch's profiler, where no Nsight is watching."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on numbers that make no sense."""
+        for name, least in (("rounds", 1), ("warmup", 0), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"got --{name} {getattr(self, name)}, expected at least {least}")

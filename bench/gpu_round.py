@@ -1,0 +1,131 @@
+"""Rounds of a policy on a GPU, by mode and runtime: `python -m bench.gpu_round --out round.json`, under 90 seconds.
+
+A round is what a robot waits for after its pictures are in host memory: copy in, vision, prefill, draft, passes,
+dequantisation, copy out. The same observation goes through every mode and runtime, so passes are the same. `launch` is
+the host's time in the call that starts a round of the device loop.
+
+Modes differ in what they compute; a ratio is to `sequential` with the same runtime. `eager` is the baseline of the
+runtimes: the same PyTorch code, kernel by kernel, with the fused tail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.gpu_accept import copy_bandwidth, machine
+from rsd_fast.engine import RSDInferenceEngine
+from rsd_fast.runtime import DeviceLoop
+
+MODES = ("sequential", "rsd", "jacobi", "parallel")
+RUNTIMES = ("eager", "graph", "device-loop")
+INSTRUCTION = "lift the red cube"
+
+
+def observation(size: int = 128) -> dict[str, np.ndarray]:
+    """One observation of noise; what is seen does not matter for the time of a pass, only for their number."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    return {"full_image": images[0], "wrist_image": images[1], "state": generator.normal(size=8).astype(np.float32)}
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    p50, p90, p99 = np.percentile(np.array(seconds) * 1e6, (50, 90, 99))
+    return {"p50_us": p50, "p90_us": p90, "p99_us": p99, "p99_over_p50": p99 / p50}
+
+
+@torch.inference_mode()
+def time_rounds(engine: RSDInferenceEngine, rounds: int) -> dict[str, Any]:
+    """Wall time of `rounds` rounds, one after the other, with inputs already in host memory."""
+    engine.generate_action(observation(), INSTRUCTION)
+    (made, loop) = next(iter(engine._rounds.values()))
+    for _ in range(50):
+        loop.run()
+    gc.collect()
+    gc.disable()
+    seconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        loop.run()
+        seconds.append(time.perf_counter() - started)
+    gc.enable()
+    stages = {name: 1e3 * spent for name, spent in loop.milliseconds().items()}
+    return {**percentiles(seconds), "passes": int(made.outputs.on_host["passes"][0]), "stages_us": stages}
+
+
+@torch.inference_mode()
+def time_launches(engine: RSDInferenceEngine, rounds: int) -> dict[str, float]:
+    """The host's time to start a round, each waited for before the next."""
+    loop = next(iter(engine._rounds.values()))[1]
+    assert isinstance(loop, DeviceLoop)
+    seconds = []
+    for _ in range(rounds):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        loop.launch()
+        seconds.append(time.perf_counter() - started)
+    torch.cuda.synchronize()
+    return percentiles(seconds[rounds // 10 :])
+
+
+def calls(engine: RSDInferenceEngine, rounds: int) -> dict[str, float]:
+    """Wall time of `generate_action`, checks and stacking of the observation included."""
+    seen, seconds = observation(), []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        engine.generate_action(seen, INSTRUCTION)
+        seconds.append(time.perf_counter() - started)
+    return percentiles(seconds[rounds // 10 :])
+
+
+def launch_note(row: dict[str, Any]) -> str:
+    if "launch" not in row:
+        return ""
+    return f"   launch {row['launch']['p50_us']:.1f} us (p99 {row['launch']['p99_us']:.1f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--checkpoint", default=None, help="policy; default the shipped one")
+    parser.add_argument("--rounds", type=int, default=2000)
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("got no CUDA device, expected one")
+    results: dict[str, Any] = {"machine": machine(copy_bandwidth()), "rounds": arguments.rounds, "rows": []}
+    print(results["machine"])
+    print(f"{'mode':12} {'runtime':12} {'passes':>6} {'p50 us':>9} {'p99 us':>9} {'p99/p50':>8} {'x sequential':>12}")
+    sequential: dict[str, float] = {}
+    for runtime in RUNTIMES:
+        for mode in MODES:
+            started = time.perf_counter()
+            engine = RSDInferenceEngine.from_pretrained(
+                arguments.checkpoint, mode=mode, device="cuda", runtime=runtime
+            )
+            row: dict[str, Any] = {"mode": mode, "runtime": runtime, "construction_s": time.perf_counter() - started}
+            rounds = arguments.rounds if runtime != "eager" else min(arguments.rounds, 200)
+            row |= time_rounds(engine, rounds) | {"rounds": rounds, "memory": engine.memory()}
+            row["call"] = calls(engine, min(rounds, 300))
+            if runtime == "device-loop":
+                row["launch"] = time_launches(engine, 500)
+            sequential.setdefault(runtime, row["p50_us"])
+            row["x_sequential"] = sequential[runtime] / row["p50_us"]
+            results["rows"].append(row)
+            print(
+                f"{mode:12} {runtime:12} {row['passes']:6} {row['p50_us']:9.1f} {row['p99_us']:9.1f} "
+                f"{row['p99_over_p50']:8.3f} {row['x_sequential']:12.2f}"
+                + launch_note(row),
+                flush=True,
+            )
+            arguments.out.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
