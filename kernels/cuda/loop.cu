@@ -162,6 +162,10 @@ EXPORT const char* rsd_last_error() { return message; }
 EXPORT int rsd_check_driver() {
   int driver = 0;
   TRY(cudaDriverGetVersion(&driver));
+  if (driver == 0) {
+    std::snprintf(message, sizeof message, "there is no NVIDIA driver");
+    return 1;
+  }
   if (driver < 12040) {
     std::snprintf(message, sizeof message, "the driver speaks CUDA %d.%d, conditional graph nodes need 12.4",
                   driver / 1000, driver % 1000 / 10);
