@@ -48,12 +48,10 @@ class RobosuiteEnv(TaskEnv):
         Raises:
             ValueError: a seed or an init state outside its range.
         """
-        super().reset(seed=seed)
         init_state = (options or {}).get("init_state")
-        if seed is None and init_state is None:
-            seed = int(self.np_random.integers(FIRST_EVALUATION_SEED))
-        seed = start_seed(seed, init_state)
-        with numpy_seed(seed):
+        start = None if seed is None and init_state is None else start_seed(seed, init_state)
+        super().reset(seed=seed)
+        with numpy_seed(int(self.np_random.integers(FIRST_EVALUATION_SEED)) if start is None else start):
             self.simulator.reset()
         gripper = self.simulator.robots[0].gripper
         gripper.current_action = np.zeros(gripper.dof)  # robosuite keeps the last episode's, and moves on from there
