@@ -97,8 +97,7 @@ class RSDInferenceEngine:
             raise ValueError("main_model has no tokenizer; set main_model.tokenizer or load it with from_pretrained")
         if mode == "rsd" and draft_model is None:
             raise ValueError("mode 'rsd' needs a draft_model; without one use 'jacobi', 'sequential' or 'parallel'")
-        if mode == "parallel" and "parallel" not in main_model.heads:
-            raise ValueError(f"mode 'parallel' needs a parallel head; this model has {list(main_model.heads)}")
+        main_model.head_for(mode)  # refuses a mode that none of its heads can serve
         if stop is not None and tolerance is not None:
             raise ValueError("got both stop and tolerance, expected at most one: tolerance chooses the stop")
         self.device = _device(device)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
 
+from rsd_fast.images import prepare_image
 from rsd_fast.models.inputs import PolicyInputs
 from rsd_fast.models.main import PROPRIO_DIMS, MainConfig
 from rsd_fast.models.tokenizer import InstructionTokenizer
@@ -29,7 +29,7 @@ def build_inputs(
 
     Args:
         observations: each with `full_image` and `wrist_image`, uint8 `[H, W, 3]`, upright, any size, and `state`,
-            8 numbers: end-effector position (m), axis-angle (rad), gripper (m).
+            8 numbers: end-effector position (m), axis-angle (rad), gripper (m). Only what the model reads is asked for.
         instructions: one an observation.
         config: of the main model.
         tokenizer: of the main model.
@@ -43,14 +43,14 @@ def build_inputs(
         raise ValueError("got an empty batch, expected at least one observation")
     images, states = [], []
     for observation in observations:
-        cameras = [_image(observation, name, config.vision.image_size) for name in CAMERAS[: config.cameras]]
+        cameras = [_image(observation, name, config) for name in CAMERAS[: config.cameras]]
         images.append(torch.stack(cameras))
-        states.append(_state(observation))
+        states.append(_state(observation) if config.proprio else torch.zeros(PROPRIO_DIMS))
     tokens, mask = tokenizer(instructions)
     return PolicyInputs(torch.stack(images), torch.stack(states), tokens, mask)
 
 
-def _image(observation: Observation, name: str, size: int) -> UInt8[Tensor, "size size 3"]:
+def _image(observation: Observation, name: str, config: MainConfig) -> UInt8[Tensor, "size size 3"]:
     if name not in observation:
         raise ValueError(f"the observation has no {name!r}; it has {sorted(observation)}, expected {list(CAMERAS)}")
     image = np.asarray(observation[name])
@@ -58,15 +58,7 @@ def _image(observation: Observation, name: str, size: int) -> UInt8[Tensor, "siz
         raise ValueError(f"{name} has dtype {image.dtype}, expected uint8 (0 to 255)")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"{name} has shape {image.shape}, expected (height, width, 3)")
-    pixels = torch.from_numpy(np.ascontiguousarray(image))
-    return pixels if image.shape[:2] == (size, size) else resize(pixels, size)
-
-
-def resize(image: UInt8[Tensor, "H W 3"], size: int) -> UInt8[Tensor, "size size 3"]:
-    """Bilinear with antialiasing, rounded back to uint8."""
-    pixels = image.permute(2, 0, 1)[None].float()
-    resized = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return resized[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8)
+    return prepare_image(torch.from_numpy(np.ascontiguousarray(image)), config.vision.image_size, config.images)
 
 
 def _state(observation: Observation) -> Tensor:

@@ -78,7 +78,7 @@ class PolicyRound:
             self.uniforms = torch.zeros(batch, layers, steps, dims, 2, device=device)
             if parts.draft is not None:
                 self.draft_uniforms = torch.zeros(batch, parts.draft.config.layers, steps, dims, device=device)
-        self.head = "parallel" if parts.decoder.mode == "parallel" else "hierarchical"
+        self.head = parts.main.head_for(parts.decoder.mode)
         # What the stages hand on.
         self._features: Tensor | None = None
         self._prefix: Prefix | None = None

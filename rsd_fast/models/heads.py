@@ -1,6 +1,7 @@
 """Action heads: how codes become queries, and hidden states become logits.
 
-Both heads run L * T queries, one per layer and step, ordered layer first. The logits of (l, t) are `[D, V]`.
+Our two heads run L * T queries, one per layer and step, ordered layer first. The logits of (l, t) are `[D, V]`. Heads
+that read the prefix alone (`PrefixHead`) are in `heads_original` and `heads_oft`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rsd_fast.codec import CodecConfig
+from rsd_fast.models.inputs import Prefix
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,14 @@ class ParallelHead(ActionHead):
         """Every query sees every other."""
         queries = self.config.queries
         return torch.ones(queries, queries, dtype=torch.bool, device=self.readout.device)
+
+
+class PrefixHead(nn.Module):
+    """A head that reads what the prefill left behind and runs no queries of its own."""
+
+    def forward(self, prefix: Prefix, codes: Int[Tensor, "B L T D"]) -> Float[Tensor, "B L T D V"]:
+        """Logits of codes, where the head gives any."""
+        raise NotImplementedError(f"{type(self).__name__} gives actions, not codes; see its `actions`")
 
 
 HEADS: dict[str, type[ActionHead]] = {"hierarchical": HierarchicalHead, "parallel": ParallelHead}

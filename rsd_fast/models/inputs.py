@@ -62,3 +62,9 @@ class Prefix:
     values: list[Float[Tensor, "B heads slots head_dim"]]
     hidden: Float[Tensor, "B P width"]
     mask: Bool[Tensor, "B P"]
+
+
+def last_hidden(prefix: Prefix) -> Float[Tensor, "B width"]:
+    """The hidden state at the last token that is not padding."""
+    last = (prefix.mask.sum(1) - 1)[:, None, None].expand(-1, 1, prefix.hidden.shape[-1])
+    return prefix.hidden.gather(1, last)[:, 0]

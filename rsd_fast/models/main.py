@@ -5,12 +5,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+from rsd_fast.images import ImageConfig
 from rsd_fast.models.backbone import Backbone, BackboneConfig
-from rsd_fast.models.heads import HEADS, ActionHead, HeadConfig
+from rsd_fast.models.head_registry import DECODERS, HEAD_KINDS, make_head
+from rsd_fast.models.heads import ActionHead, HeadConfig, PrefixHead
 from rsd_fast.models.inputs import PolicyInputs, Prefix
+from rsd_fast.models.prompt import PromptConfig, load_tokenizer
 from rsd_fast.models.tokenizer import InstructionTokenizer
 from rsd_fast.models.vision import VisionConfig, VisionTower
 from rsd_fast.normalize import QuantileNormalizer
@@ -27,10 +30,14 @@ class MainConfig:
         vision: the featuriser.
         backbone: the transformer.
         head: the chunk and code it predicts.
-        heads: which heads it carries, of `rsd_fast.models.heads.HEADS`.
+        heads: which heads it carries, of `rsd_fast.models.head_registry.HEAD_KINDS`.
         cameras: images an observation.
         vocab_size: tokens of the instruction tokenizer.
-        max_tokens: N, the fixed length of an instruction.
+        max_tokens: N, the fixed length of an instruction; with a prompt, of everything that is text.
+        head_widths: hidden widths of the heads that have any, by name.
+        proprio: whether the robot's state is read.
+        prompt: how an instruction becomes OpenVLA's prompt; None for the bare instruction.
+        images: what is done to an image first.
     """
 
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -40,21 +47,35 @@ class MainConfig:
     cameras: int = 2
     vocab_size: int = 512
     max_tokens: int = 24
+    head_widths: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    proprio: bool = True
+    prompt: PromptConfig | None = None
+    images: ImageConfig = field(default_factory=ImageConfig)
 
     def __post_init__(self) -> None:
         """Rebuilds nested configurations from JSON; raises ValueError on an unknown head."""
-        for name, kind in (("vision", VisionConfig), ("backbone", BackboneConfig), ("head", HeadConfig)):
+        nested = {
+            "vision": VisionConfig,
+            "backbone": BackboneConfig,
+            "head": HeadConfig,
+            "prompt": PromptConfig,
+            "images": ImageConfig,
+        }
+        for name, kind in nested.items():
             value = getattr(self, name)
             if isinstance(value, dict):
                 object.__setattr__(self, name, kind(**value))
         object.__setattr__(self, "heads", tuple(self.heads))
-        if unknown := set(self.heads) - set(HEADS):
-            raise ValueError(f"got heads {sorted(unknown)}, expected some of {sorted(HEADS)}")
+        widths = {name: tuple(values) for name, values in self.head_widths.items()}
+        object.__setattr__(self, "head_widths", widths)
+        if unknown := set(self.heads) - set(HEAD_KINDS):
+            raise ValueError(f"got heads {sorted(unknown)}, expected some of {sorted(HEAD_KINDS)}")
 
     @property
     def prefix_tokens(self) -> int:
-        """P: beginning of sequence, patches, proprio, instruction."""
-        return 1 + self.cameras * self.vision.patches + 1 + self.max_tokens
+        """P: beginning of sequence (a prompt counts it among its tokens), patches, proprio, instruction."""
+        begin = 0 if self.prompt else 1
+        return begin + self.cameras * self.vision.patches + int(self.proprio) + self.max_tokens
 
 
 class Projector(nn.Module):
@@ -68,6 +89,20 @@ class Projector(nn.Module):
     def forward(self, x: Float[Tensor, "*b inputs"]) -> Float[Tensor, "*b width"]:
         """Token-wise."""
         return self.fc2(F.gelu(self.fc1(x)))
+
+
+class FusedProjector(nn.Module):
+    """OpenVLA's projector for two featurisers: widen fourfold, narrow, mix; GELU between."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(inputs, 4 * inputs)
+        self.fc2 = nn.Linear(4 * inputs, width)
+        self.fc3 = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "*b inputs"]) -> Float[Tensor, "*b width"]:
+        """Token-wise."""
+        return self.fc3(F.gelu(self.fc2(F.gelu(self.fc1(x)))))
 
 
 class MainModel(
@@ -88,14 +123,19 @@ class MainModel(
         self.config = config
         width = config.backbone.width
         self.vision_backbone = VisionTower(config.vision)
-        self.projector = Projector(config.vision.width, width)
-        self.proprio_normalizer = QuantileNormalizer(PROPRIO_DIMS)
-        self.proprio_projector = Projector(PROPRIO_DIMS, width)
-        self.begin_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        projector = FusedProjector if config.vision.fused else Projector
+        self.projector = projector(config.vision.features, width)
+        if config.proprio:
+            self.proprio_normalizer = QuantileNormalizer(PROPRIO_DIMS)
+            self.proprio_projector = Projector(PROPRIO_DIMS, width)
+        if config.prompt is None:
+            self.begin_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.embed_tokens = nn.Embedding(config.vocab_size, width)
         nn.init.normal_(self.embed_tokens.weight, std=0.02)
         self.backbone = Backbone(config.backbone)
-        self.heads = nn.ModuleDict({name: HEADS[name](config.head, width) for name in config.heads})
+        self.heads = nn.ModuleDict(
+            {name: make_head(name, config.head, width, config.head_widths.get(name, ())) for name in config.heads}
+        )
         self.tokenizer: InstructionTokenizer | None = None
 
     # ---- observation -> prefix
@@ -118,31 +158,55 @@ class MainModel(
             in_place: leave room behind the prefix, so that passes write their keys and values there instead of copying
                 the prefix. Inference only.
         """
-        features = self.encode_images(inputs.images) if features is None else features
-        patches = self.projector(features)
-        proprio = self.proprio_projector(self.proprio_normalizer.normalize(inputs.proprio).to(patches.dtype))
-        batch, patch_tokens, _ = patches.shape
-        x = torch.cat(
-            [
-                self.begin_token.expand(batch, -1, -1),
-                patches,
-                proprio[:, None],
-                self.embed_tokens(inputs.tokens),
-            ],
-            1,
-        )
-        seen = inputs.token_mask.new_ones(batch, 1 + patch_tokens + 1)
-        mask = torch.cat([seen, inputs.token_mask], 1)
+        x, mask = self.embed(inputs, self.encode_images(inputs.images) if features is None else features)
         keys, values, hidden = self.backbone.prefill(x, mask, self.config.head.queries if in_place else 0)
         return Prefix(keys, values, hidden, mask)
 
+    def embed(
+        self, inputs: PolicyInputs, features: Float[Tensor, "B tokens vision_width"]
+    ) -> tuple[Float[Tensor, "B P width"], Bool[Tensor, "B P"]]:
+        """What the backbone reads: begin of sequence, patches, proprio, text; and which of it is not padding."""
+        patches = self.projector(features)
+        batch = len(patches)
+        if self.config.prompt is None:
+            begin, text = self.begin_token.expand(batch, -1, -1), self.embed_tokens(inputs.tokens)
+        else:
+            # Action placeholders (negative ids) are zeros: only their position speaks.
+            text = self.embed_tokens(inputs.tokens.clamp_min(0)) * (inputs.tokens >= 0)[..., None]
+            begin, text = text[:, :1], text[:, 1:]
+        parts = [begin, patches]
+        if self.config.proprio:
+            proprio = self.proprio_projector(self.proprio_normalizer.normalize(inputs.proprio).to(patches.dtype))
+            parts.append(proprio[:, None])
+        x = torch.cat([*parts, text], 1)
+        words = text.shape[1]
+        seen = inputs.token_mask.new_ones(batch, x.shape[1] - words)
+        return x, torch.cat([seen, inputs.token_mask[:, -words:]], 1)
+
     # ---- codes -> logits
+
+    def head_for(self, mode: str) -> str:
+        """The head that a mode of decoding uses: the first one there is.
+
+        Raises:
+            ValueError: none of this model's heads can serve the mode.
+        """
+        wanted = DECODERS["parallel" if mode == "parallel" else "layered"]
+        for name in wanted:
+            if name in self.heads:
+                return name
+        raise ValueError(f"mode {mode!r} needs a head of {list(wanted)}; this model has {list(self.heads)}")
 
     def decode(
         self, prefix: Prefix, codes: Int[Tensor, "B L T D"], head: str = "hierarchical"
     ) -> Float[Tensor, "B L T D V"]:
-        """One pass over all L * T queries. Layer l's logits depend on the codes below l only."""
+        """One pass over all L * T queries. Layer l's logits depend on the codes below l only (hierarchical head).
+
+        The original project's heads read the prefix alone: with them a pass runs no backbone.
+        """
         module = self.heads[head]
+        if isinstance(module, PrefixHead):
+            return module(prefix, codes)
         assert isinstance(module, ActionHead)
         hidden = self.backbone.decode(
             module.queries(codes),
@@ -162,4 +226,4 @@ class MainModel(
             self.tokenizer.save(save_directory)
 
     def _load_more(self, folder: Path) -> None:
-        self.tokenizer = InstructionTokenizer.load(folder, self.config.max_tokens)
+        self.tokenizer = load_tokenizer(folder, self.config.max_tokens, self.config.prompt)
