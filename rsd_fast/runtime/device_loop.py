@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from rsd_fast.kernels.cuda import DeviceRound, load
+from rsd_fast.nvtx import nvtx_range
 
 from .clock import STAGES
 from .graphs import CapturedStages
-from .nvtx import nvtx_range
 
 
 def why_no_device_loop() -> str | None:

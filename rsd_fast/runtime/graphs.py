@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from rsd_fast.nvtx import nvtx_range
+
 from .clock import StageClock
-from .nvtx import nvtx_range
 from .stages import RoundStages, Stage
 
 WARM_UP = 3  # runs before a capture: compile, choose algorithms, allocate workspaces

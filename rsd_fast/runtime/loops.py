@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from rsd_fast.nvtx import nvtx_range
+
 from .clock import StageClock
-from .nvtx import nvtx_range
 from .stages import RoundStages
 
 
