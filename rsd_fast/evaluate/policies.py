@@ -92,6 +92,7 @@ def make_engine(parts: PolicyParts, choice: ModeChoice, config: EvalConfig) -> R
         mode=choice.mode,  # type: ignore[arg-type]  # parse_mode has checked it
         device=config.device,
         seed=config.seed,
+        batch_sizes=(config.batch,),
         **choice.settings.engine_settings(),
     )
 
