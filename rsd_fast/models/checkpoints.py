@@ -20,7 +20,8 @@ from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from torch import nn
 
 from rsd_fast.codec import RFSQCodec
-from rsd_fast.models.draft import DRAFTS, DraftModel, load_draft
+from rsd_fast.models.draft import DRAFT_KINDS, load_draft
+from rsd_fast.models.draft_base import DraftModel
 from rsd_fast.models.main import MainModel
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
@@ -70,8 +71,8 @@ def load_policy(path_or_id: str | Path | None = None, draft: str | None = "regre
     """
     folder = resolve_checkpoint(path_or_id)
     parts = ["codec", "main"] + ([f"draft-{draft}"] if draft else [])
-    if draft and draft not in DRAFTS:
-        raise ValueError(f"got draft {draft!r}, expected one of {sorted(DRAFTS)}")
+    if draft and draft not in DRAFT_KINDS:
+        raise ValueError(f"got draft {draft!r}, expected one of {sorted(DRAFT_KINDS)}")
     for part in parts:
         for file in ("config.json", "model.safetensors"):
             if not (folder / part / file).is_file():

@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rsd_fast.codec import RFSQCodec
+from rsd_fast.models.draft_base import DraftModel, choose_codes
+from rsd_fast.models.draft_original import OriginalDraft
 from rsd_fast.models.heads import HeadConfig
 from rsd_fast.models.inputs import Prefix
-from rsd_fast.pretrained import Pretrained
 from rsd_fast.proposal import Proposal
 
 
@@ -73,14 +73,7 @@ class CrossBlock(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class DraftModel(
-    nn.Module,
-    Pretrained,
-    library_name="rsd_fast",
-    license="apache-2.0",
-    repo_url="rsd_fast",
-    tags=["robotics", "speculative-decoding"],
-):
+class QueryDraft(DraftModel):
     """T learned queries over main's prefix; subclasses say what they read out."""
 
     def __init__(self, config: DraftConfig) -> None:
@@ -103,18 +96,8 @@ class DraftModel(
             x = block(x, hidden, ~mask)
         return self.readout(self.norm(x))
 
-    def propose(self, prefix: Prefix, codec: RFSQCodec, uniforms: Tensor | None = None) -> Proposal:
-        """Codes for verification.
 
-        Args:
-            prefix: main's.
-            codec: quantises a continuous guess.
-            uniforms: float32 `[B, Ld, T, D]` in [0, 1), to draw the codes; without, the likeliest.
-        """
-        raise NotImplementedError
-
-
-class RegressionDraft(DraftModel):
+class RegressionDraft(QueryDraft):
     """An L1-regression head, as OpenVLA-OFT's; its chunk is quantised by the codec into codes of every layer."""
 
     @property
@@ -132,7 +115,7 @@ class RegressionDraft(DraftModel):
         return Proposal(codec.encode(latents, check_finite=False).targets)
 
 
-class CoarseDraft(DraftModel):
+class CoarseDraft(QueryDraft):
     """Logits for the first layers, all at once (the original project's draft)."""
 
     @property
@@ -149,24 +132,23 @@ class CoarseDraft(DraftModel):
 
     def propose(self, prefix: Prefix, codec: RFSQCodec, uniforms: Tensor | None = None) -> Proposal:
         """The likeliest codes; with `uniforms`, codes drawn from the draft's distribution, and that distribution."""
-        logits = self(prefix.hidden, prefix.mask).float()
-        if uniforms is None:
-            return Proposal(logits.argmax(-1).to(torch.int32))
-        probs = F.softmax(logits, -1)
-        codes = (probs.cumsum(-1) <= uniforms[..., None]).sum(-1).clamp_max(self.config.head.levels - 1)
-        return Proposal(codes.to(torch.int32), probs)
+        return choose_codes(self(prefix.hidden, prefix.mask).float(), uniforms)
 
 
-DRAFTS: dict[str, type[DraftModel]] = {"regression": RegressionDraft, "coarse": CoarseDraft}
+# The drafts that `rsd-fast train draft` trains.
+DRAFTS: dict[str, type[QueryDraft]] = {"regression": RegressionDraft, "coarse": CoarseDraft}
+
+# Every draft that a policy folder can hold.
+DRAFT_KINDS: dict[str, type[DraftModel]] = {**DRAFTS, "original": OriginalDraft}
 
 
-def make_draft(config: DraftConfig) -> DraftModel:
+def make_draft(config: DraftConfig) -> QueryDraft:
     """The draft model of a configuration's kind."""
     return DRAFTS[config.kind](config)
 
 
 def load_draft(path: str, kind: str, **kwargs: Any) -> DraftModel:
     """`from_pretrained` of the class that `kind` names."""
-    if kind not in DRAFTS:
-        raise ValueError(f"got draft {kind!r}, expected one of {sorted(DRAFTS)}")
-    return DRAFTS[kind].from_pretrained(path, **kwargs)
+    if kind not in DRAFT_KINDS:
+        raise ValueError(f"got draft {kind!r}, expected one of {sorted(DRAFT_KINDS)}")
+    return DRAFT_KINDS[kind].from_pretrained(path, **kwargs)

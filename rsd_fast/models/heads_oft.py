@@ -32,7 +32,7 @@ class BaselineHead(PrefixHead):
 
     WIDTHS = 1
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: HeadConfig, width: int, hidden: tuple[int, ...]) -> None:
         super().__init__()
         self.steps = config.steps
 
@@ -76,7 +76,7 @@ class L1Head(BaselineHead):
     """Regression: the hidden states of a step's A placeholders, side by side, to its action."""
 
     def __init__(self, config: HeadConfig, width: int, hidden: tuple[int, ...]) -> None:
-        super().__init__(config)
+        super().__init__(config, width, hidden)
         self.model = ResidualMlp(ACTION_DIMS * width, hidden[0], ACTION_DIMS)
 
     def actions(self, prefix: Prefix) -> Float[Tensor, "B T A"]:
@@ -93,7 +93,7 @@ class DiscreteHead(BaselineHead):
     """
 
     def __init__(self, config: HeadConfig, width: int, hidden: tuple[int, ...]) -> None:
-        super().__init__(config)
+        super().__init__(config, width, hidden)
         rows = hidden[0]
         self.vocabulary = rows - VOCABULARY_PADDING
         self.weight = nn.Parameter(torch.randn(rows, width) / width**0.5)
