@@ -170,7 +170,7 @@ class RFSQCodec(
 
         Gripper dimensions are left out: they are switched by sign. Returns L when no depth is enough.
         """
-        if tolerance <= 0:
+        if not tolerance > 0:
             raise ValueError(f"got tolerance {tolerance}, expected a positive number in the units of the action")
         moving = self.normalizer.mask
         for layer in range(1, self.config.layers):

@@ -22,6 +22,7 @@ import rsd_fast
 from rsd_fast.acceptance import Acceptance, Granularity, Rule, parse_rule
 from rsd_fast.codec import RFSQCodec
 from rsd_fast.decoding import ChunkDecoder, Mode
+from rsd_fast.kernels.registry import pick
 from rsd_fast.models.checkpoints import PolicyParts, check_fit, load_policy
 from rsd_fast.models.draft import DraftModel
 from rsd_fast.models.inputs import PolicyInputs
@@ -281,7 +282,7 @@ class RSDInferenceEngine:
             "dtype": str(self.dtype).removeprefix("torch."),
             "batch_invariant": self.batch_invariant,
             "runtime": self.runtime,
-            "backend": self._decoder.backend,
+            "backend": pick("accept", self.device, self._decoder.backend).name,
             "versions": {"rsd_fast": rsd_fast.__version__, "torch": torch.__version__},
         }
 

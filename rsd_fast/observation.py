@@ -37,6 +37,8 @@ def build_inputs(
     Raises:
         ValueError: anything that is not as above; the message says what was got and what is expected.
     """
+    if isinstance(observations, Mapping) or isinstance(instructions, str):
+        raise ValueError("got a single observation or instruction, expected a sequence of each")
     if len(observations) != len(instructions):
         raise ValueError(f"got {len(observations)} observations and {len(instructions)} instructions")
     if not observations:
@@ -63,12 +65,18 @@ def _image(observation: Observation, name: str, config: MainConfig) -> UInt8[Ten
 
 def _state(observation: Observation) -> Tensor:
     if "state" not in observation:
-        raise ValueError(f"the observation has no 'state'; it has {sorted(observation)}")
-    state = np.asarray(observation["state"], dtype=np.float32)
-    if state.shape != (PROPRIO_DIMS,):
+        raise ValueError(f"the observation has no 'state'; it has {sorted(observation)}, expected it too")
+    try:
+        numbers = np.asarray(observation["state"])
+    except ValueError as error:
+        raise ValueError(f"state is not an array ({error}), expected {PROPRIO_DIMS} numbers") from error
+    if numbers.dtype.kind not in "fiu":
+        raise ValueError(f"state has dtype {numbers.dtype}, expected {PROPRIO_DIMS} real numbers")
+    if numbers.shape != (PROPRIO_DIMS,):
         raise ValueError(
-            f"state has shape {state.shape}, expected ({PROPRIO_DIMS},): position, axis-angle, two gripper fingers"
+            f"state has shape {numbers.shape}, expected ({PROPRIO_DIMS},): position, axis-angle, two gripper fingers"
         )
-    if not np.isfinite(state).all():
-        raise ValueError(f"state holds NaN or infinite values: {state.tolist()}")
-    return torch.from_numpy(state)
+    state = torch.tensor(numbers.tolist(), dtype=torch.float32)
+    if not bool(torch.isfinite(state).all()):
+        raise ValueError(f"state holds NaN or infinite values: {numbers.tolist()}, expected finite float32 numbers")
+    return state
