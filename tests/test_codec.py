@@ -46,8 +46,10 @@ def test_a_perturbed_prefix_decodes_to_the_same_value_within_the_last_cell(shape
     perturbed = codec.encode(latents, 1.0, torch.Generator().manual_seed(seed))
     half_cell = codec.scales[-1] / (levels - 1)
     assert ((codec.decode(perturbed.prefix) - latents).abs() <= half_cell * (1 + 1e-4) + 1e-6).all()
-    # Targets are the nearest codes given the prefix that was used, so the last one always equals the prefix's own.
-    residual = latents - (codec.decode(perturbed.prefix, layers - 1) if layers > 1 else 0)
+    # Targets are the nearest codes given the prefix that was used; subtracted layer by layer, as a sum rounds otherwise.
+    residual = latents
+    for layer in range(layers - 1):
+        residual = residual - codec._value(layer, perturbed.prefix[..., layer, :, :])
     assert torch.equal(codec._nearest(residual, codec.scales[-1]), perturbed.targets[..., -1, :, :])
 
 
