@@ -7,9 +7,6 @@ import os
 import platform
 import shutil
 import warnings
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +22,6 @@ from rsd_fast.sim.suites import SUITES, get_suite
 from .config import InfoConfig, usable_cores
 from .environment import commit, versions
 
-SUITE_FILES = {"robosuite": ("robosuite", "models/assets")}  # the package of a suite, and its assets inside
 TOOLS = ("nvcc", "nsys", "ncu", "cmake", "ninja")
 
 Section = dict[str, Any]
@@ -108,9 +104,11 @@ def rendering() -> Section:
 def suites() -> Section:
     """Every suite: its tasks, or what it lacks."""
     found: Section = {}
-    for name, entry in SUITES.items():
-        package, folder = SUITE_FILES[name]
-        found[name] = _suite_state(name, package, folder, entry.extra)
+    for name in SUITES:
+        try:
+            found[name] = get_suite(name).status()
+        except (ImportError, FileNotFoundError) as error:
+            found[name] = str(error)
     return found
 
 
@@ -123,21 +121,6 @@ def checkpoints() -> Section:
         default = ", the default" if folder.name == DEFAULT_CHECKPOINT else ""
         found[folder.name] = f"{', '.join(parts)} ({megabytes:.0f} MB{default}, {folder})"
     return found or {"shipped": "none"}
-
-
-def _suite_state(name: str, package: str, folder: str, extra: str) -> str:
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        return f"not installed: pip install 'rsd-fast[{extra}]'"
-    assets = Path(spec.submodule_search_locations[0]) / folder
-    if not assets.is_dir():
-        return f"{package} has no assets at {assets}: install it anew"
-    tasks = ", ".join(task.name for task in get_suite(name).tasks)
-    try:
-        of = f"{package} {version(package)}"
-    except PackageNotFoundError:
-        of = package
-    return f"{tasks} ({of}, assets at {assets})"
 
 
 def _is_ours(name: str) -> bool:

@@ -9,6 +9,9 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,10 +38,14 @@ class RobosuiteEnv(TaskEnv):
     def __init__(self, task: Task, image_size: int, render: bool) -> None:
         self.task = task
         self.observation_space, self.action_space = observation_space(image_size), action_space()
-        self.simulator = make_simulator(task.name, render)
+        self.simulator = self.build(render)
         self.cameras = Cameras(image_size) if render else None
         self.image_size = image_size
         self.steps = 0
+
+    def build(self, render: bool) -> Any:
+        """The simulator; `render` says whether pictures of it will be drawn."""
+        return make_simulator(self.task.name, render)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -53,10 +60,14 @@ class RobosuiteEnv(TaskEnv):
         super().reset(seed=seed)
         with numpy_seed(int(self.np_random.integers(FIRST_EVALUATION_SEED)) if start is None else start):
             self.simulator.reset()
-        gripper = self.simulator.robots[0].gripper
-        gripper.current_action = np.zeros(gripper.dof)  # robosuite keeps the last episode's, and moves on from there
+        self.forget_gripper()
         self.steps = 0
         return self.observe(), {"success": False, "steps": 0}
+
+    def forget_gripper(self) -> None:
+        """Resets what robosuite keeps of the last episode's gripper commands, and would move on from."""
+        gripper = self.simulator.robots[0].gripper
+        gripper.current_action = np.zeros(gripper.dof)
 
     def advance(self, action: Action) -> tuple[float, bool, bool, dict[str, Any]]:
         """See `TaskEnv`; raises ValueError on an action that is not 7 finite numbers."""
@@ -101,11 +112,22 @@ class RobosuiteSuite:
     name: str = "robosuite"
     init_states: int = 50
     settling_steps: int = 0
+    image_size: int = 128
     tasks: tuple[Task, ...] = (
         Task("robosuite", "Lift", "lift the red cube", 150),
         Task("robosuite", "Stack", "stack the red cube on the green cube", 250),
         Task("robosuite", "PickPlaceCan", "put the can in the lower right bin", 350),
     )
+
+    def prepare(self) -> tuple[str, ...]:
+        """See `Suite`."""
+        assets_folder()
+        return ()
+
+    def status(self) -> str:
+        """See `Suite`."""
+        assets, tasks = assets_folder(), ", ".join(task.name for task in self.tasks)
+        return f"{tasks} (robosuite {version('robosuite')}, assets at {assets})"
 
     def make_env(self, task: Task, *, image_size: int = 128, render: bool = True) -> RobosuiteEnv:
         """See `Suite`.
@@ -167,9 +189,30 @@ def make_simulator(name: str, render: bool = True) -> Any:
             ignore_done=True,
             hard_reset=False,
         )
+    return without_observables(simulator)
+
+
+def without_observables(simulator: Any) -> Any:
+    """The same simulator, whose steps no longer compute observation tables."""
     simulator._update_observables = lambda force=False: None
     simulator._get_observations = lambda force_update=False: {}
     return simulator
+
+
+def assets_folder() -> Path:
+    """Where the installed package keeps its meshes and textures; imports nothing.
+
+    Raises:
+        ImportError: it is not installed.
+        FileNotFoundError: it has none.
+    """
+    spec = find_spec("robosuite")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError("got no robosuite, expected version 1.4.0: pip install 'rsd-fast[sim]'")
+    assets = Path(spec.submodule_search_locations[0], "models", "assets")
+    if not assets.is_dir():
+        raise FileNotFoundError(f"robosuite has no assets at {assets}: install it anew")
+    return assets
 
 
 def import_robosuite() -> Any:

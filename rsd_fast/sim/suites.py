@@ -80,6 +80,24 @@ class Suite(Protocol):
     tasks: tuple[Task, ...]
     init_states: int  # evaluation states a task has, 0 .. init_states - 1; no demonstration starts in one
     settling_steps: int  # control steps without an action that a reset makes; part of the protocol
+    image_size: int  # pixels a side of the pictures, where nobody asks for another size
+
+    def prepare(self) -> tuple[str, ...]:
+        """Finds what environments will need, and downloads it where that is usual.
+
+        Call it once before processes with simulators start: they would do it one by one, and against the clock.
+
+        Returns:
+            What every report on the suite has to say; usually nothing.
+
+        Raises:
+            ImportError, FileNotFoundError: something is missing; says how to get it.
+        """
+        ...
+
+    def status(self) -> str:
+        """Versions and places, for `rsd-fast info`; downloads nothing and raises what `prepare` does."""
+        ...
 
     def make_env(self, task: Task, *, image_size: int = 128, render: bool = True) -> TaskEnv:
         """The environment of `task`; without `render`, images are black and neither EGL nor OSMesa is needed."""
@@ -101,6 +119,11 @@ class Entry:
 
 SUITES: dict[str, Entry] = {
     "robosuite": Entry("rsd_fast.sim.robosuite_suite"),
+    "libero_spatial": Entry("rsd_fast.sim.libero_suite", "LIBERO_SPATIAL", extra="libero"),
+    "libero_object": Entry("rsd_fast.sim.libero_suite", "LIBERO_OBJECT", extra="libero"),
+    "libero_goal": Entry("rsd_fast.sim.libero_suite", "LIBERO_GOAL", extra="libero"),
+    "libero_10": Entry("rsd_fast.sim.libero_suite", "LIBERO_10", extra="libero"),
+    "libero_90": Entry("rsd_fast.sim.libero_suite", "LIBERO_90", extra="libero"),
 }
 
 
