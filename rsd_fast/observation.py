@@ -60,7 +60,8 @@ def _image(observation: Observation, name: str, config: MainConfig) -> UInt8[Ten
         raise ValueError(f"{name} has dtype {image.dtype}, expected uint8 (0 to 255)")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"{name} has shape {image.shape}, expected (height, width, 3)")
-    return prepare_image(torch.from_numpy(np.ascontiguousarray(image)), config.vision.image_size, config.images)
+    pixels = torch.from_numpy(np.require(image, requirements=("C", "W")))  # a copy where torch could not write to it
+    return prepare_image(pixels, config.vision.image_size, config.images)
 
 
 def _state(observation: Observation) -> Tensor:

@@ -46,7 +46,7 @@ def test_a_perturbed_prefix_decodes_to_the_same_value_within_the_last_cell(shape
     perturbed = codec.encode(latents, 1.0, torch.Generator().manual_seed(seed))
     half_cell = codec.scales[-1] / (levels - 1)
     assert ((codec.decode(perturbed.prefix) - latents).abs() <= half_cell * (1 + 1e-4) + 1e-6).all()
-    # Targets are the nearest codes given the prefix that was used; subtracted layer by layer, as a sum rounds otherwise.
+    # Targets are the nearest codes given the prefix that was used. Subtracted layer by layer: a sum rounds otherwise.
     residual = latents
     for layer in range(layers - 1):
         residual = residual - codec._value(layer, perturbed.prefix[..., layer, :, :])
