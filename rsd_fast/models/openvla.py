@@ -1,0 +1,253 @@
+"""OpenVLA and OpenVLA-OFT: what their folders say, in our configuration's terms.
+
+Kim et al., 2024 (https://arxiv.org/abs/2406.09246) and 2025 (https://arxiv.org/abs/2502.19645). A folder holds
+`config.json`, safetensors, a Llama tokenizer, `preprocessor_config.json`, statistics of the data it was trained on, and
+in OpenVLA-OFT's case `action_head--<step>_checkpoint.pt` and `proprio_projector--<step>_checkpoint.pt`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from rsd_fast.models.backbone import BackboneConfig
+from rsd_fast.models.formats import read_json
+from rsd_fast.models.heads_oft import ACTION_BINS, VOCABULARY_PADDING
+from rsd_fast.models.prompt import PromptConfig
+from rsd_fast.models.vision import VisionConfig
+from rsd_fast.normalize import QuantileNormalizer
+
+# What OpenVLA reads of a featuriser is its second-to-last block: of 24 and 27 blocks, 23 and 26 run. Pixel statistics
+# are those of the published preprocessor (ImageNet's, as bfloat16 rounds them). timm 0.9, which OpenVLA pins, gives
+# SigLIP the exact GELU.
+FEATURIZERS: dict[str, VisionConfig] = {
+    "vit_large_patch14_reg4_dinov2.lvd142m": VisionConfig(
+        image_size=224,
+        patch_size=14,
+        width=1024,
+        depth=23,
+        heads=16,
+        mlp_width=4096,
+        stem_widths=(),
+        class_token=True,
+        register_tokens=4,
+        layer_scale=True,
+        mean=(0.484375, 0.455078125, 0.40625),
+        std=(0.228515625, 0.2236328125, 0.224609375),
+    ),
+    "vit_so400m_patch14_siglip_224": VisionConfig(
+        image_size=224,
+        patch_size=14,
+        width=1152,
+        depth=26,
+        heads=16,
+        mlp_width=4304,
+        stem_widths=(),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    ),
+    # For tests: the same formats at toy size.
+    "vit_tiny_patch14_reg4_dinov2": VisionConfig(
+        image_size=56,
+        patch_size=14,
+        width=32,
+        depth=2,
+        heads=2,
+        mlp_width=64,
+        stem_widths=(),
+        class_token=True,
+        register_tokens=4,
+        layer_scale=True,
+        mean=(0.484375, 0.455078125, 0.40625),
+        std=(0.228515625, 0.2236328125, 0.224609375),
+    ),
+    "vit_tiny_patch14_siglip": VisionConfig(
+        image_size=56,
+        patch_size=14,
+        width=48,
+        depth=2,
+        heads=2,
+        mlp_width=80,
+        stem_widths=(),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    ),
+}
+
+# What transformers' LlamaConfig takes where a published text_config says nothing, which is nearly everywhere.
+_LLAMA = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+}
+
+_CAMERA_FEATURES = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
+
+
+def read_vision(config: dict[str, Any], preprocessor: dict[str, Any]) -> VisionConfig:
+    """The featurisers of a `config.json`, with the pixel statistics of a `preprocessor_config.json`.
+
+    Raises:
+        ValueError: featurisers or image processing that are not supported, or missing entries.
+    """
+    ids, sizes = config.get("timm_model_ids"), config.get("image_sizes")
+    fused = bool(config.get("use_fused_vision_backbone"))
+    if not isinstance(ids, list) or not isinstance(sizes, list) or len(ids) != len(sizes) or len(ids) != 1 + fused:
+        raise ValueError(
+            f"config.json has timm_model_ids {ids}, image_sizes {sizes}, use_fused_vision_backbone {fused}; "
+            "expected two of each where it is fused, else one"
+        )
+    if unknown := [name for name in ids if name not in FEATURIZERS]:
+        raise ValueError(f"config.json names featurisers {unknown}, expected some of {sorted(FEATURIZERS)}")
+    if any(config.get("timm_override_act_layers") or []):
+        raise ValueError(f"timm_override_act_layers {config['timm_override_act_layers']} are not supported")
+    for source, settings in (("config.json", config), ("preprocessor_config.json", preprocessor)):
+        if (strategy := settings.get("image_resize_strategy", "resize-naive")) != "resize-naive":
+            raise ValueError(f"{source} asks for image_resize_strategy {strategy!r}, expected 'resize-naive'")
+    featurizers = [
+        replace(FEATURIZERS[name], image_size=size, mean=mean, std=std)
+        for name, size, (mean, std) in zip(ids, sizes, _pixel_statistics(preprocessor, len(ids)), strict=True)
+    ]
+    return replace(featurizers[0], fused=featurizers[1]) if fused else featurizers[0]
+
+
+def _pixel_statistics(preprocessor: dict[str, Any], count: int) -> list[tuple[Any, Any]]:
+    # `tvf_normalize_params` is what is applied; `means` and `stds` are what it was made of.
+    applied = preprocessor.get("tvf_normalize_params")
+    if isinstance(applied, list) and all(isinstance(entry, dict) for entry in applied):
+        means, stds = ([entry.get(key) for entry in applied] for key in ("mean", "std"))
+    else:
+        means, stds = preprocessor.get("means"), preprocessor.get("stds")
+    if not all(isinstance(v, list) and len(v) == count and all(_is_rgb(entry) for entry in v) for v in (means, stds)):
+        raise ValueError(
+            f"preprocessor_config.json has means {means} and stds {stds}, expected three numbers a featuriser ({count})"
+        )
+    return list(zip(means, stds, strict=True))
+
+
+def _is_rgb(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(x, int | float) for x in value)
+
+
+def read_backbone(config: dict[str, Any], causal: bool) -> tuple[BackboneConfig, int]:
+    """The transformer and its vocabulary's size.
+
+    Raises:
+        ValueError: no Llama, or one with features that OpenVLA's has not.
+    """
+    text = config.get("text_config")
+    if config.get("model_type") != "openvla" or not isinstance(text, dict) or text.get("model_type") != "llama":
+        raise ValueError(
+            f"config.json has model_type {config.get('model_type')!r} and text_config {text}, "
+            "expected 'openvla' over a 'llama'"
+        )
+    sizes = {name: text.get(name, default) for name, default in _LLAMA.items()}
+    same = {"num_key_value_heads": sizes["num_attention_heads"], "hidden_act": "silu", "rope_scaling": None}
+    odd = {name: text[name] for name, value in same.items() if text.get(name, value) not in (value, None)}
+    for name, value in (("n_action_bins", ACTION_BINS), ("pad_to_multiple_of", VOCABULARY_PADDING)):
+        if config.get(name, value) != value:
+            odd[name] = config[name]
+    if odd or not isinstance(text.get("vocab_size"), int):
+        raise ValueError(f"config.json has {odd or 'no vocab_size'}, which no published OpenVLA has: not supported")
+    backbone = BackboneConfig(
+        width=sizes["hidden_size"],
+        depth=sizes["num_hidden_layers"],
+        heads=sizes["num_attention_heads"],
+        mlp_width=sizes["intermediate_size"],
+        rms_eps=sizes["rms_norm_eps"],
+        rope_theta=sizes["rope_theta"],
+        causal=causal,
+    )
+    return backbone, text["vocab_size"]
+
+
+def read_prompt(tokenizer: Tokenizer, vocab_size: int, pad: int, placeholders: int) -> PromptConfig:
+    """OpenVLA's prompt in a tokenizer's ids.
+
+    Raises:
+        ValueError: the vocabulary is larger than the model's, or lacks a token that the prompt needs.
+    """
+    ids = {name: tokenizer.token_to_id(name) for name in ("<s>", "</s>", "▁")}
+    if missing := [name for name, value in ids.items() if value is None]:
+        raise ValueError(f"tokenizer.json has no {', '.join(missing)}; expected Llama 2's tokenizer")
+    largest = max([*tokenizer.get_vocab(with_added_tokens=True).values(), pad])
+    if largest >= vocab_size:
+        raise ValueError(
+            f"the tokenizer has ids up to {largest}, but the model embeds {vocab_size}: they are not of one checkpoint"
+        )
+    return PromptConfig(begin=ids["<s>"], end=ids["▁"], stop=ids["</s>"], pad=pad, placeholders=placeholders)
+
+
+# ---- statistics
+
+
+def read_statistics(folder: Path, config: dict[str, Any], key: str | None) -> tuple[str, dict[str, Any]]:
+    """The statistics of one data set: from `dataset_statistics.json` where there is one, else from `config.json`.
+
+    Args:
+        folder: of the checkpoint.
+        config: its `config.json`.
+        key: name of the data set, with or without the suffix `_no_noops`; None where there is only one.
+
+    Raises:
+        ValueError: there is no such data set; the message lists those there are.
+    """
+    path = folder / "dataset_statistics.json"
+    statistics = read_json(path) if path.is_file() else config.get("norm_stats")
+    if not isinstance(statistics, dict) or not statistics:
+        raise ValueError(f"{folder} has neither a dataset_statistics.json nor norm_stats in its config.json")
+    names = [key, f"{key}_no_noops"] if key else list(statistics) if len(statistics) == 1 else []
+    for name in names:
+        if name in statistics:
+            return name, statistics[name]
+    asked = f"no statistics of {key!r}" if key else "statistics of several data sets, so unnorm_key must name one"
+    raise ValueError(f"{folder} has {asked}; it has {', '.join(sorted(statistics))}")
+
+
+def set_statistics(normalizer: QuantileNormalizer, statistics: dict[str, Any], what: str, key: str) -> None:
+    """Takes q01, q99 and mask of `action` or `proprio`.
+
+    Raises:
+        ValueError: they are missing, or not as many as the robot has.
+    """
+    entry = statistics.get(what)
+    if not isinstance(entry, dict) or not {"q01", "q99"} <= set(entry):
+        raise ValueError(f"the statistics of {key!r} have no q01 and q99 of {what!r}; they have {sorted(statistics)}")
+    try:
+        q01, q99 = (torch.tensor(entry[name], dtype=torch.float32) for name in ("q01", "q99"))
+        mask = torch.tensor(entry.get("mask", [True] * len(q01)), dtype=torch.bool)
+        normalizer.set_statistics(q01, q99, mask)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"the statistics of {what!r} in {key!r} do not fit: {error}") from error
+
+
+# ---- names
+
+
+def rename(name: str, vision: VisionConfig, discrete: bool) -> str | None:
+    """A published tensor's name in our model; None for one that OpenVLA never reads.
+
+    Args:
+        name: as published.
+        vision: tells which block is the last one.
+        discrete: whether the discrete head, which is the language model's own, is carried.
+    """
+    if name == "language_model.lm_head.weight":
+        return "heads.discrete.weight" if discrete else None
+    if name.endswith(".rotary_emb.inv_freq"):
+        return None
+    for prefix, config in zip(_CAMERA_FEATURES, (vision, vision.fused), strict=True):
+        if config is not None and name.startswith(prefix):
+            rest = name.removeprefix(prefix)
+            unused = (f"blocks.{config.depth}.", "norm.", "attn_pool.")
+            return None if rest.startswith(unused) else name
+    name = re.sub(r"^language_model\.model\.embed_tokens\.", "embed_tokens.", name)
+    return re.sub(r"^language_model\.model\.", "backbone.", name)
