@@ -6,7 +6,7 @@ import inspect
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any, Union
@@ -67,37 +67,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         130, stopped by Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    config = parse(words)
+    command = next(command for command in COMMANDS.values() if type(config) is command.config)
+    module, _, name = command.run.partition(":")
+    return guarded(lambda: getattr(import_module(module), name)(config), ["rsd-fast", *words], command.resumes)
+
+
+def guarded(run: Callable[[], Any], command_line: Sequence[str], resumes: bool) -> int:
+    """Runs a command; what goes wrong becomes one line and an exit status, see `main`."""
     try:
-        config = parse(words)
-        command = next(command for command in COMMANDS.values() if type(config) is command.config)
-        return _run(command, config, words)
+        status = run()
+    except KeyboardInterrupt:
+        hint = f"; this goes on where it was: {shlex.join(command_line)}" if resumes else ""
+        print(f"rsd-fast: stopped{hint}", file=sys.stderr)
+        return 130
     except EXPECTED as error:
         if os.environ.get("RSD_FAST_TRACEBACK") == "1":
             raise
         print(f"rsd-fast: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2
+    return status if isinstance(status, int) else 0
 
 
 def parse(words: Sequence[str]) -> Any:
-    """The settings that `words` ask for; help and mistakes are printed by tyro, which exits.
-
-    Raises:
-        ValueError: values that a command's settings refuse.
-    """
+    """The settings that `words` ask for; tyro prints help and mistakes, and exits."""
     overview = not any(word in names.split() for word in words for names in COMMANDS)
     settings = _union(COMMANDS, overview)
     return tyro.cli(settings, args=list(words), prog="rsd-fast", description=DESCRIPTION)
-
-
-def _run(command: Command, config: Any, words: Sequence[str]) -> int:
-    module, _, name = command.run.partition(":")
-    try:
-        status = getattr(import_module(module), name)(config)
-    except KeyboardInterrupt:
-        hint = f"; this goes on where it was: {shlex.join(['rsd-fast', *words])}" if command.resumes else ""
-        print(f"rsd-fast: stopped{hint}", file=sys.stderr)
-        return 130
-    return status if isinstance(status, int) else 0
 
 
 def _union(commands: Mapping[str, Command], overview: bool) -> Any:

@@ -150,8 +150,8 @@ class EvalConfig:
     """Chunks that the policy decodes in one call at most. Only at 1 is the latency that of one robot."""
     replan: int | None = None
     """Execute only so many actions of a chunk before looking again; default all of them."""
-    image_size: int = 128
-    """Pixels a side that the cameras render; the policy resizes to its own."""
+    image_size: int | None = None
+    """Pixels a side that the cameras render; default what the suite says. The policy resizes to its own."""
     video: int = 0
     """Episodes a task to film. Rendering every step makes them slower."""
     retries: int = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,14 +133,20 @@ def plan(config: EvalConfig, tasks: list[Task]) -> list[WorkItem]:
     ]
 
 
-def protocol(config: EvalConfig, suite: Suite, chunk: int) -> dict[str, Any]:
-    """The part of the settings that is not the policy's."""
+def protocol(config: EvalConfig, suite: Suite, chunk: int, notes: Sequence[str]) -> dict[str, Any]:
+    """The part of the settings that is not the policy's; `notes` are the suite's."""
     return {
         "replan": config.replan or chunk,
-        "image_size": config.image_size,
+        "image_size": picture_size(config, suite),
         "settling_steps": suite.settling_steps,
         "batch": config.batch,
+        "notes": list(notes),
     }
+
+
+def picture_size(config: EvalConfig, suite: Suite) -> int:
+    """Pixels a side of the cameras."""
+    return config.image_size or suite.image_size
 
 
 def _digest(codes: list[np.ndarray]) -> str:

@@ -66,6 +66,7 @@ def report_text(summary: Summary, rows: list[EpisodeRow], files: list[Path]) -> 
     """report.md."""
     sections = [
         f"# {', '.join(dict.fromkeys(row.suite for row in rows))}: {', '.join(summary.modes)}",
+        *(f"**{note}**" for note in notes(rows)),
         conditions(rows),
         explanation(summary),
         tables.markdown(tables.results(summary)),
@@ -106,6 +107,11 @@ def conditions(rows: list[EpisodeRow]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in (facts | modes).items())
 
 
+def notes(rows: list[EpisodeRow]) -> list[str]:
+    """What the suite says that every report has to say."""
+    return list(dict.fromkeys(note for row in rows for note in row.settings["notes"]))
+
+
 def explanation(summary: Summary) -> str:
     """How to read the table."""
     return (
@@ -131,6 +137,8 @@ def print_report(summary: Summary, rows: list[EpisodeRow], out: Path) -> None:
                 f"{row['only the baseline']}; exact McNemar p = {row['McNemar p']})",
                 markup=False,
             )
+    for note in notes(rows):
+        console.print(note, markup=False)
     for row in tables.errors(rows):
         where = f"{row['task']} {row['init state']} {row['mode']}"
         console.print(f"error, not counted: {where}: {row['error']}", markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
@@ -16,7 +17,7 @@ from rsd_fast.sim.vector import Simulator
 
 from .config import EvalConfig, ReportConfig, usable_cores
 from .environment import commit, versions
-from .episodes import RunContext, WorkItem, plan, protocol
+from .episodes import RunContext, WorkItem, picture_size, plan, protocol
 from .films import film_path, has_film, save_film
 from .live import Live
 from .policies import Policies, load_policies, set_threads, warm_up
@@ -34,7 +35,8 @@ def run(config: EvalConfig) -> int:
 
     Raises:
         ValueError: unknown names, settings that do not fit, or results of other settings in the folder.
-        FileNotFoundError: no such checkpoint.
+        FileNotFoundError: no such checkpoint, or assets of the suite are missing.
+        ImportError: a package of the suite is missing.
         RuntimeError: no simulator can be built, or no GPU where one is asked for.
         KeyboardInterrupt: after Ctrl-C, when the report of what there is has been written.
     """
@@ -43,8 +45,7 @@ def run(config: EvalConfig) -> int:
     init_states(suite, config.trials)
     records = open_records(config)
     set_threads(config)
-    policies = load_policies(config)
-    summary = run_episodes(config, suite, tasks, policies, records)
+    summary = run_episodes(config, suite, tasks, load_policies(config), records)
     return 1 if any(group.errors for group in summary.groups) else 0
 
 
@@ -54,7 +55,7 @@ def run_episodes(
     """The same, with everything loaded."""
     if config.replan and config.replan > policies.chunk:
         raise ValueError(f"got --replan {config.replan}, expected at most the {policies.chunk} actions of a chunk")
-    context = make_context(config, suite, policies)
+    context = make_context(config, suite, policies, suite.prepare())
     for mode, settings in context.settings.items():
         records.check_settings(mode, settings)
     items = [item for item in plan(config, tasks) if not is_done(item, records)]
@@ -62,7 +63,7 @@ def run_episodes(
     write_header(config.out, header)
     try:
         if items:
-            warm_up(policies, blank(observation_space(config.image_size)), tasks[0].instruction)
+            warm_up(policies, blank(observation_space(picture_size(config, suite))), tasks[0].instruction)
             usage = run_items(config, suite, policies, context, items, records)
             write_header(config.out, {**header, "sessions": [*header["sessions"], usage.describe()]})
     finally:  # also after Ctrl-C: what there is makes a valid result
@@ -84,7 +85,7 @@ def run_items(
     scheduler = Scheduler(
         policies,
         context,
-        partial(Simulator, suite, replan, config.image_size, config.step_timeout),
+        partial(Simulator, suite, replan, picture_size(config, suite), config.step_timeout),
         workers=min(config.simulators, len(items)),
         batch=config.batch,
         replan=replan,
@@ -119,9 +120,9 @@ def is_done(item: WorkItem, records: Records) -> bool:
     return not item.film or has_film(film_path(records.folder, records.rows[item.key]))
 
 
-def make_context(config: EvalConfig, suite: Suite, policies: Policies) -> RunContext:
+def make_context(config: EvalConfig, suite: Suite, policies: Policies, notes: Sequence[str]) -> RunContext:
     """What all rows have in common."""
-    own = protocol(config, suite, policies.chunk)
+    own = protocol(config, suite, policies.chunk, notes)
     return RunContext(
         settings={mode: {**policies.settings(mode), **own} for mode in policies.by_mode},
         machine={"cores": usable_cores(), "workers": config.simulators, "threads": torch.get_num_threads()},

@@ -1,0 +1,81 @@
+"""A small evaluation with nothing but fakes in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rsd_fast.evaluate.config import EvalConfig
+from rsd_fast.evaluate.policies import Policies
+from rsd_fast.evaluate.records import EpisodeRow, Records
+from rsd_fast.evaluate.runner import open_records, run_episodes
+from tests.evaluate.fakes import FakePolicy, FakeSuite
+
+Run = Callable[..., Records]
+
+
+def fast_and_slow() -> Policies:
+    """Mode `rsd` takes one pass and always succeeds; `sequential` takes three and is too slow from state 3 on."""
+    modes = {"sequential": FakePolicy(0.25), "rsd": FakePolicy(1.0, passes=1, drafted=2)}
+    return Policies(dict(modes), {"checkpoint": "fake"})
+
+
+@pytest.fixture
+def marks(tmp_path: Path) -> Path:
+    folder = tmp_path / "marks"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path, marks: Path) -> Run:
+    """Runs an evaluation on the fake suite and returns what it recorded."""
+
+    def run(suite: FakeSuite | None = None, policies: Policies | None = None, **settings: object) -> Records:
+        defaults = EvalConfig(suite="fake", trials=2, workers=1, out=tmp_path / "out", step_timeout=60)
+        config = replace(defaults, **settings)  # type: ignore[arg-type]
+        suite = suite or FakeSuite(marks)
+        tasks = [task for task in suite.tasks if task.name in (config.tasks or ("Push",))]
+        run_episodes(config, suite, tasks, policies or fast_and_slow(), open_records(config))
+        return Records.open(config.out)
+
+    return run
+
+
+@pytest.fixture
+def make_row() -> Callable[..., EpisodeRow]:
+    """A row of results; keyword arguments replace what is in it."""
+
+    def make(**changes: object) -> EpisodeRow:
+        row = EpisodeRow(
+            suite="fake",
+            task="Push",
+            instruction="push the block",
+            mode="sequential",
+            init_state=0,
+            seed=0,
+            outcome="success",
+            error=None,
+            steps=7,
+            cap=40,
+            passes=[3, 3],
+            accepted_layers=[0.0, 0.0],
+            kept_rates=[[], []],
+            match_rates=[[], []],
+            codes="00",
+            ms=[10.0, 20.0],
+            ms_stages={"vision": [4.0, 8.0], "passes": [6.0, 12.0]},
+            simulator_seconds=1.0,
+            settings={
+                **{"mode": "sequential", "checkpoint": "fake", "device": "cpu", "dtype": "float32", "chunk": 4},
+                **{"replan": 4, "batch": 1, "image_size": 16, "settling_steps": 0, "notes": []},
+            },
+            machine={"cores": 2, "workers": 1, "threads": 1},
+            versions={"rsd_fast": "0"},
+        )
+        return replace(row, **changes)  # type: ignore[arg-type]
+
+    return make

@@ -1,0 +1,84 @@
+"""Rows on disk: kills, retries, shards."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rsd_fast.evaluate.records import EpisodeRow, Records, mode_order, write_header
+
+MakeRow = Callable[..., EpisodeRow]
+
+
+def test_rows_come_back_as_they_were(tmp_path: Path, make_row: MakeRow) -> None:
+    rows = [make_row(init_state=state, kept_rates=[[0.5, 0.25], [1.0, 1.0]], ms=[0.125, 3.5]) for state in range(3)]
+    records = Records.open(tmp_path / "new")
+    for row in rows:
+        records.add(row)
+    assert list(Records.open(tmp_path / "new").rows.values()) == rows
+
+
+def test_a_last_line_that_a_kill_cut_short_is_dropped_and_does_not_spoil_the_next(
+    tmp_path: Path, make_row: MakeRow
+) -> None:
+    records = Records.open(tmp_path)
+    for state in range(2):
+        records.add(make_row(init_state=state))
+    whole = records.file.read_bytes()
+    records.file.write_bytes(whole[:-20])
+    again = Records.open(tmp_path)
+    assert [row.init_state for row in again.rows.values()] == [0]
+    again.add(make_row(init_state=1))
+    assert records.file.read_bytes() == whole
+
+
+def test_a_line_that_is_no_row_is_an_error_that_says_where(tmp_path: Path, make_row: MakeRow) -> None:
+    records = Records.open(tmp_path)
+    records.add(make_row())
+    with records.file.open("a") as file:
+        file.write('{"task": "Push"}\n')
+    with pytest.raises(ValueError, match=r"episodes.jsonl:2 is no row of results"):
+        Records.open(tmp_path)
+
+
+def test_of_two_rows_for_an_episode_the_last_counts(tmp_path: Path, make_row: MakeRow) -> None:
+    records = Records.open(tmp_path)
+    records.add(make_row(outcome="error", error="died"))
+    assert not records.is_done(make_row().key)
+    records.add(make_row())
+    again = Records.open(tmp_path)
+    assert again.is_done(make_row().key)
+    assert len(again.rows) == 1
+
+
+def test_rows_of_other_settings_are_refused_and_the_difference_is_named(tmp_path: Path, make_row: MakeRow) -> None:
+    records = Records.open(tmp_path)
+    row = make_row()
+    records.add(row)
+    records.check_settings("sequential", row.settings)
+    records.check_settings("rsd", {"batch": 7})  # another mode may differ
+    with pytest.raises(ValueError, match=r"with batch 1, now got batch 8; choose another --out"):
+        records.check_settings("sequential", {**row.settings, "batch": 8})
+
+
+def test_shards_are_merged_and_an_error_never_replaces_a_result(tmp_path: Path, make_row: MakeRow) -> None:
+    shards = [tmp_path / "a", tmp_path / "b"]
+    Records.open(shards[0]).add(make_row(init_state=0))
+    second = Records.open(shards[1])
+    second.add(make_row(init_state=0, outcome="error", error="died"))
+    second.add(make_row(init_state=1))
+    merged = Records.merge(shards)
+    assert [(row.init_state, row.outcome) for row in merged.rows.values()] == [(0, "success"), (1, "success")]
+    Records.open(tmp_path / "c").add(make_row(init_state=2, settings={"batch": 8}))
+    with pytest.raises(ValueError, match="batch 8"):
+        Records.merge([*shards, tmp_path / "c"])
+    with pytest.raises(FileNotFoundError, match="rsd-fast eval"):
+        Records.merge([tmp_path / "nothing"])
+
+
+def test_modes_keep_the_order_in_which_they_were_asked_for(tmp_path: Path, make_row: MakeRow) -> None:
+    records = Records.open(tmp_path)
+    for mode in ("rsd", "jacobi", "sequential"):
+        records.add(make_row(mode=mode))
+    write_header(tmp_path, {"modes": ["sequential", "rsd"]})
+    assert mode_order(records) == ["sequential", "rsd", "jacobi"]

@@ -1,0 +1,113 @@
+"""Files that an evaluation leaves: tables, figure, videos."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from rsd_fast.evaluate.config import ReportConfig
+from rsd_fast.evaluate.films import film_path, load_film
+from rsd_fast.evaluate.records import EpisodeRow, Records, write_header
+from rsd_fast.evaluate.report import write_report
+from rsd_fast.evaluate.videos import HOLD
+from rsd_fast.train.card import success_table
+from tests.evaluate.conftest import Run
+from tests.evaluate.fakes import FakeSuite
+
+MakeRow = Callable[..., EpisodeRow]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_row: MakeRow) -> Path:
+    """Two modes, two tasks, one error."""
+    records = Records.open(tmp_path / "results")
+    write_header(records.folder, {"modes": ["sequential", "rsd"], "tasks": [{"name": "Push"}, {"name": "Pull"}]})
+    for task in ("Pull", "Push"):
+        for state in range(4):
+            records.add(make_row(task=task, init_state=state, outcome="failure" if state == 3 else "success"))
+            fast = {"passes": [1, 1], "accepted_layers": [2.0, 1.5], "kept_rates": [[1.0, 1.0], [1.0, 0.5]]}
+            fast |= {"match_rates": [[1.0, 1.0], [1.0, 0.75]], "ms": [5.0, 10.0]}
+            error = {"outcome": "error", "error": "the simulator's process died (SIGKILL)"} if state == 0 else {}
+            records.add(make_row(task=task, init_state=state, mode="rsd", **fast, **error))
+    return records.folder
+
+
+def test_report_has_the_numbers_with_their_baseline(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_report(ReportConfig(folders=(folder,)))
+    text = (folder / "report.md").read_text()
+    assert "| Push | sequential | 3/4 | 30-95 % | 3.00 | 0.00 | 15.0 | 20.0 | 3.75 | 1.00x |" in text
+    assert "| Push | rsd | 3/3 + 1 error | 44-100 % | 1.00 | 1.75 | 7.5 |" in text
+    assert "| all | rsd | sequential | 6 | 2 | 0 | +33.3 points | 0.5 |" in text
+    assert "| Pull | rsd | 0 | the simulator's process died (SIGKILL) |" in text
+    assert text.index("| Push | sequential |") < text.index("| Pull | sequential |")  # as the run listed them
+    assert "`speedup`: median latency of `sequential`" in text
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "speedup and pairs: against sequential" in shown
+    assert "rsd against sequential, 6 pairs: success +33.3 points" in shown
+    assert "error, not counted: Push 0 rsd: the simulator's process died (SIGKILL)" in shown
+
+
+def test_summary_has_flat_rows_that_a_model_card_takes(folder: Path) -> None:
+    write_report(ReportConfig(folders=(folder,)))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["baseline"] == "sequential"
+    assert [(row["task"], row["mode"]) for row in summary["rows"]][-2:] == [("all", "sequential"), ("all", "rsd")]
+    assert summary["groups"][-1]["speedup"] == 2.0
+    card = success_table(folder / "summary.json").splitlines()
+    assert card[0].startswith("| task | mode | success | 95 % | passes |")
+    assert len(card) == 2 + 6
+
+
+def test_figure_is_drawn_as_png_and_svg(folder: Path) -> None:
+    write_report(ReportConfig(folders=(folder,)))
+    picture = np.asarray(Image.open(folder / "report.png").convert("RGB"))
+    assert min(picture.shape[:2]) > 800
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    svg = (folder / "report.svg").read_text()
+    for words in ("Success (Wilson interval, 95 %)", "sequential", "rsd", "Push", "Pull", "vision", "layer 1"):
+        assert words in svg
+    write_report(ReportConfig(folders=(folder,)))
+    assert (folder / "report.svg").read_text() == svg
+
+
+def test_shards_make_one_report_elsewhere(folder: Path, tmp_path: Path, make_row: MakeRow) -> None:
+    shard = Records.open(tmp_path / "shard")
+    shard.add(make_row(init_state=9))
+    out = tmp_path / "both"
+    write_report(ReportConfig(folders=(folder, shard.folder), out=out, baseline="rsd"))
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["baseline"] == "rsd"
+    assert {row["success"] for row in summary["rows"] if row["task"] == "Push"} == {"4/5", "3/3 + 1 error"}
+
+
+def test_video_shows_the_filmed_episodes_of_all_modes_to_the_end(run: Run, marks: Path) -> None:
+    records = run(FakeSuite(marks), trials=2, video=1)
+    out = records.folder
+    (path,) = (out / "videos").iterdir()
+    assert path.name == "fake_Push_init000_seed0_sequential_rsd.mp4"
+    rows = {row.mode: row for row in records.rows.values() if row.init_state == 0}
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert stream.average_rate == 20
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+    assert len(frames) == rows["sequential"].steps + HOLD == 32 + HOLD
+    # The fake's pictures are as bright as the step: the left panel goes on, the right one (8 steps) stays.
+    left, right = (slice(200, 300), slice(60, 200)), (slice(200, 300), slice(460, 600))
+    assert [frames[-1][part].mean().round() for part in (left, right)] == pytest.approx([32, 8], abs=3)
+    film = load_film(film_path(out, rows["rsd"]))
+    assert (len(film.frames), len(film.wrist), film.chunks) == (8, 2, [0, 4])
+    assert f"[{path.stem}](videos/{path.name})" in (out / "report.md").read_text()
+
+
+def test_filming_later_adds_the_video_and_changes_no_result(run: Run, marks: Path) -> None:
+    before = run(FakeSuite(marks), trials=2)
+    after = run(FakeSuite(marks), trials=2, video=1)
+    assert len(list((after.folder / "videos").iterdir())) == 1
+    assert {key: row.codes for key, row in before.rows.items()} == {key: row.codes for key, row in after.rows.items()}
