@@ -13,7 +13,7 @@ from .statistics import Group, Summary
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")  # Okabe and Ito
 STAGE_COLOURS = ("#999999", "#56B4E9", "#0072B2", "#E69F00", "#009E73", "#CC79A7")
-STYLE = {
+STYLE: Any = {  # matplotlib types the names one by one
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",

@@ -92,7 +92,7 @@ def make_engine(parts: PolicyParts, choice: ModeChoice, config: EvalConfig) -> R
         mode=choice.mode,  # type: ignore[arg-type]  # parse_mode has checked it
         device=config.device,
         seed=config.seed,
-        batch_sizes=(config.batch,),
+        batch_sizes=[*(1 << power for power in range(config.batch.bit_length())), config.batch],  # any number is a few
         **choice.settings.engine_settings(),
     )
 

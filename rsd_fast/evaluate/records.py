@@ -146,7 +146,8 @@ class Records:
             was = ", ".join(f"{name} {row.settings.get(name)!r}" for name in names)
             now = ", ".join(f"{name} {settings.get(name)!r}" for name in names)
             raise ValueError(
-                f"{self.folder} has episodes of mode {mode!r} with {was}, now got {now}; choose another --out"
+                f"{self.folder} has episodes of mode {mode!r} with {was}, now got {now}; choose another --out, or "
+                "delete that folder"
             )
 
     def _keep(self, row: EpisodeRow) -> None:

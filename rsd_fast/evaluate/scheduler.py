@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,6 +18,8 @@ from rsd_fast.sim.vector import Reply, Simulator, SimulatorCrash, ready_simulato
 from .episodes import Episode, Film, RunContext, WorkItem
 from .policies import Policies, decode
 from .records import EpisodeRow
+
+Ended = tuple[WorkItem, EpisodeRow, Film]
 
 
 @dataclass
@@ -88,7 +90,7 @@ class Scheduler:
         self._waiting: deque[Slot] = deque()  # with an observation, the oldest first
         self._ever_built = False
 
-    def run(self, items: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, EpisodeRow, Film]]:
+    def run(self, items: Sequence[WorkItem]) -> Generator[Ended, None, None]:
         """Yields every episode as it ends; one that is tried again is yielded as often.
 
         Raises:
@@ -110,7 +112,7 @@ class Scheduler:
 
     # ---- simulators
 
-    def _begin_episodes(self) -> Iterator[tuple[WorkItem, EpisodeRow, Film]]:
+    def _begin_episodes(self) -> Iterator[Ended]:
         for slot in self.slots:
             if slot.episode is not None or not self._queue:
                 continue
@@ -132,7 +134,7 @@ class Scheduler:
             position = min(range(len(self._queue)), key=lambda i: (running[self._queue[i].task.name], i))
         return self._queue.pop(position)
 
-    def _collect(self) -> Iterator[tuple[WorkItem, EpisodeRow, Film]]:
+    def _collect(self) -> Iterator[Ended]:
         busy = {id(slot.simulator): slot for slot in self.slots if slot.busy}
         simulators = [slot.simulator for slot in busy.values() if slot.simulator]
         for simulator in ready_simulators(simulators, block=not self._waiting):
@@ -144,7 +146,7 @@ class Scheduler:
             else:
                 yield from self._observe(slot, reply)
 
-    def _observe(self, slot: Slot, reply: Reply) -> Iterator[tuple[WorkItem, EpisodeRow, Film]]:
+    def _observe(self, slot: Slot, reply: Reply) -> Iterator[Ended]:
         assert slot.episode is not None
         self.usage.simulators += reply.seconds
         slot.episode.observe(reply)
@@ -162,7 +164,7 @@ class Scheduler:
             slot.observation = reply.observation
             self._waiting.append(slot)
 
-    def _fail(self, slot: Slot, error: SimulatorCrash | None) -> tuple[WorkItem, EpisodeRow, Film]:
+    def _fail(self, slot: Slot, error: SimulatorCrash | None) -> Ended:
         """Ends an episode in an error and its process with it: what it broke inside is not known."""
         episode = slot.episode
         assert episode is not None
@@ -181,7 +183,7 @@ class Scheduler:
 
     # ---- policy
 
-    def _decide(self) -> Iterator[tuple[WorkItem, EpisodeRow, Film]]:
+    def _decide(self) -> Iterator[Ended]:
         """One call: the oldest observation, and others that wait for the same mode."""
         if not self._waiting:
             return

@@ -8,6 +8,8 @@ import gymnasium
 import numpy as np
 from jaxtyping import Float
 
+from rsd_fast.nvtx import nvtx_range
+
 from .suites import Observation, Suite, TaskEnv, action_space, get_task, observation_space
 
 
@@ -64,13 +66,15 @@ class ChunkedEnv(gymnasium.Env[Observation, np.ndarray]):
         try:
             assert self._env is not None, "step before reset"
             for single in action:
-                reward, terminated, truncated, info = self._env.advance(single)
+                with nvtx_range("env/step"):
+                    reward, terminated, truncated, info = self._env.advance(single)
                 self._info |= {"success": info["success"], "steps": info["steps"]}
                 if self._film:
                     frames.append(self._env.frame())
                 if terminated or truncated:
                     break
-            observation = self._env.observe()
+            with nvtx_range("env/render"):
+                observation = self._env.observe()
         except Exception as error:
             observation, terminated = self._failed(error), True
         filmed = {"frames": np.stack(frames)} if frames else {}
