@@ -1,13 +1,19 @@
-# make demo   sets everything up and runs the closed loop: sequential against RSD, table, plot, video
+# make demo   sets everything up and runs the closed loop: sequential against RSD, table, plot, video (results/demo)
+#             TRIALS=n episodes a task and mode; stopped, it goes on where it was
 # make test   sets everything up and runs the checks and the tests
-# Both are idempotent; what is there already is left alone.
+# make clean  removes what they made
+# The first two are idempotent; what is there already is left alone.
 
+.DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 TRIALS ?= 20
 
-.PHONY: demo test check gl clean
+.PHONY: help demo test gl clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile
 
 $(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -129,12 +129,13 @@ def print_report(summary: Summary, rows: list[EpisodeRow], out: Path) -> None:
     if not console.is_terminal:
         console.width = FILE_WIDTH
     console.print(terminal_table(tables.results(summary), f"speedup and pairs: against {summary.baseline}"))
-    for row in tables.comparisons(summary):
-        if row["task"] == "all":
+    pairs = tables.comparisons(summary)
+    for row in pairs:
+        if row["task"] == pairs[-1]["task"]:
             console.print(
-                f"{row['mode']} against {row['against']}, {row['pairs']} pairs: success {row['difference']} "
-                f"(only {row['mode']} {row['only this mode succeeded']}, only {row['against']} "
-                f"{row['only the baseline']}; exact McNemar p = {row['McNemar p']})",
+                f"{row['mode']} against {row['against']}, pairs: {row['pairs']}; success {row['difference']}, only "
+                f"{row['mode']} {row['only this mode succeeded']}, only {row['against']} {row['only the baseline']}; "
+                f"exact McNemar p = {row['McNemar p']}",
                 markup=False,
             )
     for note in notes(rows):

@@ -25,13 +25,18 @@ def results(summary: Summary) -> Rows:
             "ms/action": _number(group.ms_per_action, 2),
             "speedup": _number(group.speedup, 2, "x"),
         }
-        for group in summary.groups
+        for group in shown(summary)
     ]
+
+
+def shown(summary: Summary) -> list[Group]:
+    """The groups of a table: those over all tasks only where there are several."""
+    return [group for group in summary.groups if group.task or len(summary.tasks) > 1]
 
 
 def comparisons(summary: Summary) -> Rows:
     """Paired differences of success to the baseline."""
-    tests: list[tuple[Group, PairedTest]] = [(group, group.paired) for group in summary.groups if group.paired]
+    tests: list[tuple[Group, PairedTest]] = [(group, group.paired) for group in shown(summary) if group.paired]
     return [
         {
             "task": group.task or "all",
@@ -76,7 +81,7 @@ def layers(summary: Summary) -> Rows:
     return [
         {"task": group.task or "all", "mode": group.mode, "share of elements": name}
         | {f"layer {layer}": f"{100 * rate:.1f} %" for layer, rate in enumerate(rates)}
-        for group in summary.groups
+        for group in shown(summary)
         for name, rates in (("draft agreed", group.match_rates), ("draft kept", group.kept_rates))
         if rates
     ]

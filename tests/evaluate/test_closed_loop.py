@@ -15,7 +15,7 @@ from rsd_fast.evaluate.records import Records
 @pytest.mark.slow
 def test_shipped_policy_lifts_the_cube_in_both_modes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["eval", "--tasks", "Lift", "--trials", "2", "--modes", "sequential,rsd", "--video", "1"]
-    command += ["--device", "cpu", "--out", str(tmp_path)]
+    command += ["--workers", "1", "--device", "cpu", "--out", str(tmp_path)]
     assert main(command) == 0
     rows = {(row.mode, row.init_state): row for row in Records.open(tmp_path).rows.values()}
     assert len(rows) == 4
@@ -26,7 +26,7 @@ def test_shipped_policy_lifts_the_cube_in_both_modes(tmp_path: Path, capsys: pyt
         assert sum(rsd.passes) / len(rsd.passes) < 2
         assert rsd.settings["weights"] == sequential.settings["weights"]
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert [row["mode"] for row in summary["rows"]] == ["sequential", "rsd"] * 2
+    assert [row["mode"] for row in summary["rows"]] == ["sequential", "rsd"]
     (video,) = (tmp_path / "videos").iterdir()
     with av.open(str(video)) as container:
         frames = sum(1 for _ in container.decode(video=0))

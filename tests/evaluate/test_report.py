@@ -49,7 +49,7 @@ def test_report_has_the_numbers_with_their_baseline(folder: Path, capsys: pytest
     assert "`speedup`: median latency of `sequential`" in text
     shown = " ".join(capsys.readouterr().out.split())
     assert "speedup and pairs: against sequential" in shown
-    assert "rsd against sequential, 6 pairs: success +33.3 points" in shown
+    assert "rsd against sequential, pairs: 6; success +33.3 points, only rsd 2, only sequential 0; exact" in shown
     assert "error, not counted: Push 0 rsd: the simulator's process died (SIGKILL)" in shown
 
 
