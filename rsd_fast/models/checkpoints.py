@@ -5,6 +5,9 @@
              main/                 config.json, model.safetensors, tokenizer.json
              draft-regression/     config.json, model.safetensors
              draft-coarse/         config.json, model.safetensors
+             draft-original/       config.json, model.safetensors
+
+A large main model is in shards, with model.safetensors.index.json.
 
 Weights are safetensors; nothing is ever unpickled.
 """
@@ -22,7 +25,11 @@ from torch import nn
 from rsd_fast.codec import RFSQCodec
 from rsd_fast.models.draft import DRAFT_KINDS, load_draft
 from rsd_fast.models.draft_base import DraftModel
-from rsd_fast.models.main import MainModel
+from rsd_fast.models.formats import INDEX, SINGLE, Shards, read_json, require_match
+from rsd_fast.models.main import MainConfig, MainModel
+from rsd_fast.models.prompt import load_tokenizer
+from rsd_fast.models.streaming import build_empty, expected_shapes, fill
+from rsd_fast.progress import progress_bar
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 DEFAULT_CHECKPOINT = "robosuite-nano"
@@ -58,12 +65,18 @@ def resolve_checkpoint(path_or_id: str | Path | None = None) -> Path:
     )
 
 
-def load_policy(path_or_id: str | Path | None = None, draft: str | None = "regression") -> PolicyParts:
+def load_policy(
+    path_or_id: str | Path | None = None,
+    draft: str | None = "regression",
+    device: str | torch.device = "cpu",
+) -> PolicyParts:
     """Reads a policy folder.
 
     Args:
         path_or_id: see `resolve_checkpoint`.
         draft: the kind of draft model to load; None for none.
+        device: where a main model in shards goes as it is read, so that it never is in the host's memory whole. Models
+            in one file are small, and stay on the CPU.
 
     Raises:
         FileNotFoundError: the folder, or a part of it, is missing.
@@ -74,16 +87,39 @@ def load_policy(path_or_id: str | Path | None = None, draft: str | None = "regre
     if draft and draft not in DRAFT_KINDS:
         raise ValueError(f"got draft {draft!r}, expected one of {sorted(DRAFT_KINDS)}")
     for part in parts:
-        for file in ("config.json", "model.safetensors"):
+        sharded = (folder / part / INDEX).is_file()
+        for file in ("config.json", INDEX if sharded else SINGLE):
             if not (folder / part / file).is_file():
                 raise FileNotFoundError(f"{folder} is not a policy folder: {part}/{file} is missing")
     policy = PolicyParts(
         codec=RFSQCodec.from_pretrained(folder / "codec").eval(),
-        main=MainModel.from_pretrained(folder / "main").eval(),
+        main=load_main(folder / "main", torch.device(device)).eval(),
         draft=load_draft(str(folder / f"draft-{draft}"), draft).eval() if draft else None,
     )
     check_fit(policy)
     return policy
+
+
+def load_main(folder: Path, device: torch.device) -> MainModel:
+    """A main model, in one file or in shards; the latter keep the dtype they are stored in.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the weights are not those of the configuration; the message lists them.
+    """
+    if not (folder / INDEX).is_file():
+        return MainModel.from_pretrained(folder)
+    try:
+        config = MainConfig(**read_json(folder / "config.json"))
+    except TypeError as error:
+        raise ValueError(f"{folder / 'config.json'} is not a main model's: {error}") from error
+    main = build_empty(lambda: MainModel(config))
+    shards = Shards(folder)
+    require_match(expected_shapes(main), shards.shapes, folder)
+    with progress_bar(f"loading {folder.parent.name}", len(shards.shapes)) as advance:
+        fill(main, shards.stream(shards.shapes), device, None, advance)
+    main.tokenizer = load_tokenizer(folder, config.max_tokens, config.prompt)
+    return main
 
 
 def check_fit(policy: PolicyParts) -> None:

@@ -8,7 +8,6 @@ it should be is one ValueError that names it and says what is wrong.
 from __future__ import annotations
 
 import json
-import math
 import pickle
 import re
 import warnings
@@ -26,7 +25,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 Shape = tuple[int, ...]
 
-_FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes
+_FLOATS = {"F64", "F32", "F16", "BF16"}
 _LISTED = 8  # names of each kind in an error
 
 
@@ -59,7 +58,6 @@ class Shards:
 
     Attributes:
         shapes: by name, of all tensors.
-        sizes: bytes, by name.
 
     Raises:
         FileNotFoundError: the folder has no safetensors, or lacks a shard.
@@ -69,7 +67,6 @@ class Shards:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.shapes: dict[str, Shape] = {}
-        self.sizes: dict[str, int] = {}
         self._files: dict[Path, list[str]] = {}
         expected = self._index()
         for file in sorted(set(expected.values())) if expected else [SINGLE]:
@@ -105,7 +102,6 @@ class Shards:
                 if stored.get_dtype() not in _FLOATS:
                     raise ValueError(f"{file} holds {name!r} as {stored.get_dtype()}, expected floating point numbers")
                 self.shapes[name] = tuple(stored.get_shape())
-                self.sizes[name] = math.prod(self.shapes[name]) * _FLOATS[stored.get_dtype()]
             self._files[file] = names
 
     def stream(self, wanted: Collection[str]) -> Iterator[tuple[str, Tensor]]:

@@ -89,7 +89,7 @@ _LLAMA = {
     "rope_theta": 10000.0,
 }
 
-_CAMERA_FEATURES = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
+_FEATURIZER_NAMES = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
 
 
 def read_vision(config: dict[str, Any], preprocessor: dict[str, Any]) -> VisionConfig:
@@ -169,7 +169,7 @@ def read_backbone(config: dict[str, Any], causal: bool) -> tuple[BackboneConfig,
     return backbone, text["vocab_size"]
 
 
-def read_prompt(tokenizer: Tokenizer, vocab_size: int, pad: int, placeholders: int) -> PromptConfig:
+def read_prompt(tokenizer: Tokenizer, config: dict[str, Any], placeholders: int) -> PromptConfig:
     """OpenVLA's prompt in a tokenizer's ids.
 
     Raises:
@@ -178,10 +178,13 @@ def read_prompt(tokenizer: Tokenizer, vocab_size: int, pad: int, placeholders: i
     ids = {name: tokenizer.token_to_id(name) for name in ("<s>", "</s>", "▁")}
     if missing := [name for name, value in ids.items() if value is None]:
         raise ValueError(f"tokenizer.json has no {', '.join(missing)}; expected Llama 2's tokenizer")
+    text = config["text_config"]
+    pad = config.get("pad_token_id") or text.get("pad_token_id") or ids["</s>"]  # masked: any id that is embedded
     largest = max([*tokenizer.get_vocab(with_added_tokens=True).values(), pad])
-    if largest >= vocab_size:
+    if largest >= text["vocab_size"]:
         raise ValueError(
-            f"the tokenizer has ids up to {largest}, but the model embeds {vocab_size}: they are not of one checkpoint"
+            f"the tokenizer has ids up to {largest}, but the model embeds {text['vocab_size']}: "
+            "they are not of one checkpoint"
         )
     return PromptConfig(begin=ids["<s>"], end=ids["▁"], stop=ids["</s>"], pad=pad, placeholders=placeholders)
 
@@ -232,22 +235,23 @@ def set_statistics(normalizer: QuantileNormalizer, statistics: dict[str, Any], w
 # ---- names
 
 
-def rename(name: str, vision: VisionConfig, discrete: bool) -> str | None:
-    """A published tensor's name in our model; None for one that OpenVLA never reads.
+def published_name(name: str) -> str:
+    """The name that one of our main model's tensors has in OpenVLA's safetensors."""
+    if name == "heads.discrete.weight":
+        return "language_model.lm_head.weight"
+    name = re.sub(r"^embed_tokens\.", "language_model.model.embed_tokens.", name)
+    return re.sub(r"^backbone\.", "language_model.model.", name)
 
-    Args:
-        name: as published.
-        vision: tells which block is the last one.
-        discrete: whether the discrete head, which is the language model's own, is carried.
+
+def is_unread(name: str, vision: VisionConfig) -> bool:
+    """Whether OpenVLA stores a tensor of this published name that no forward pass reads.
+
+    The featurisers' last block, final norm and attention pooling; the language model's own head, which only the
+    discrete head is; rotary tables that old checkpoints hold.
     """
-    if name == "language_model.lm_head.weight":
-        return "heads.discrete.weight" if discrete else None
-    if name.endswith(".rotary_emb.inv_freq"):
-        return None
-    for prefix, config in zip(_CAMERA_FEATURES, (vision, vision.fused), strict=True):
+    if name == "language_model.lm_head.weight" or name.endswith(".rotary_emb.inv_freq"):
+        return True
+    for prefix, config in zip(_FEATURIZER_NAMES, (vision, vision.fused), strict=True):
         if config is not None and name.startswith(prefix):
-            rest = name.removeprefix(prefix)
-            unused = (f"blocks.{config.depth}.", "norm.", "attn_pool.")
-            return None if rest.startswith(unused) else name
-    name = re.sub(r"^language_model\.model\.embed_tokens\.", "embed_tokens.", name)
-    return re.sub(r"^language_model\.model\.", "backbone.", name)
+            return name.removeprefix(prefix).startswith((f"blocks.{config.depth}.", "norm.", "attn_pool."))
+    return False

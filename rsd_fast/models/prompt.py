@@ -94,22 +94,27 @@ class PromptTokenizer(InstructionTokenizer):
         return tokens, mask
 
 
-def load_tokenizer(folder: Path, max_tokens: int, prompt: PromptConfig | None) -> InstructionTokenizer:
-    """A main model's tokenizer from `tokenizer.json` in its folder.
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """`tokenizer.json` of a published checkpoint.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: it is no tokenizer.
     """
-    if prompt is None:
-        return InstructionTokenizer.load(folder, max_tokens)
     path = folder / InstructionTokenizer.FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"no {path.name} in {folder}; a folder with tokenizer.model only is completed by "
-            "transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            f"no {path.name} in {folder}; where there is a tokenizer.model, transformers writes the other: "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
     try:
-        return PromptTokenizer(Tokenizer.from_file(str(path)), max_tokens, prompt)
+        return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises plain Exception
         raise ValueError(f"{path} is not a tokenizer: {error}") from error
+
+
+def load_tokenizer(folder: Path, max_tokens: int, prompt: PromptConfig | None) -> InstructionTokenizer:
+    """A main model's tokenizer from its folder; errors as `read_tokenizer`."""
+    if prompt is None:
+        return InstructionTokenizer.load(folder, max_tokens)
+    return PromptTokenizer(read_tokenizer(folder), max_tokens, prompt)

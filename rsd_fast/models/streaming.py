@@ -34,8 +34,8 @@ def expected_shapes(model: nn.Module) -> dict[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def assign(model: nn.Module, name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype) -> None:
-    """Puts a copy of a tensor in its place; parameters get `dtype`, buffers keep theirs.
+def assign(model: nn.Module, name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Puts a copy of a tensor in its place; parameters get `dtype` (None: stay as they are), buffers keep theirs.
 
     Raises:
         ValueError: the model has no such place, or it has another shape.
@@ -46,7 +46,7 @@ def assign(model: nn.Module, name: str, tensor: Tensor, device: torch.device, dt
     if place.shape != tensor.shape:
         raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {list(place.shape)}")
     if isinstance(place, nn.Parameter):
-        value: Tensor = nn.Parameter(tensor.detach().to(device, dtype, copy=True))
+        value: Tensor = nn.Parameter(tensor.detach().to(device, dtype or tensor.dtype, copy=True))
     else:
         value = tensor.to(device, place.dtype, copy=True)
     setattr(module, leaf, value)
@@ -56,15 +56,13 @@ def fill(
     model: nn.Module,
     tensors: Iterable[tuple[str, Tensor]],
     device: torch.device,
-    dtype: torch.dtype,
-    done: Callable[[int], None] = lambda size: None,
+    dtype: torch.dtype | None,
+    done: Callable[[int], None] = lambda tensors: None,
 ) -> None:
-    """Assigns every tensor of a stream; `done` hears the bytes read."""
+    """Assigns every tensor of a stream; `done` hears of each."""
     for name, tensor in tensors:
-        size = tensor.nbytes
         assign(model, name, tensor, device, dtype)
-        del tensor  # a view of a mapped file
-        done(size)
+        done(1)
 
 
 def require_filled(model: nn.Module, device: torch.device) -> None:
