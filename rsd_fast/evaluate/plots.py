@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def save_plots(summary: Summary, folder: Path) -> list[Path]:
 
 def draw(summary: Summary) -> Figure:
     """Four panels; a mode has one colour in all of them."""
-    height = 6.4 + 0.5 * max(0, len(summary.modes) - 2)
+    lines = sum(1 + _wrapped(mode).count("\n") for mode in summary.modes)
+    height = 6.4 + 0.45 * max(0, lines - 2)
     figure = Figure(figsize=(9.5, height), layout="constrained")
     axes = figure.subplots(2, 2)
     colours = {mode: COLOURS[place % len(COLOURS)] for place, mode in enumerate(summary.modes)}
@@ -147,8 +149,13 @@ def layers(axis: Any, summary: Summary, colours: dict[str, str]) -> None:
 
 
 def _mode_axis(axis: Any, groups: list[Group]) -> None:
-    axis.set_yticks(range(len(groups)), [group.mode.replace(":", ":\n").replace(",", ",\n") for group in groups])
-    axis.invert_yaxis()
+    axis.set_yticks(range(len(groups)), [_wrapped(group.mode) for group in groups])
+    spare = 0.5 if len(groups) > 1 else 1.2  # one bar need not fill the panel
+    axis.set_ylim(len(groups) - 1 + spare, -spare)
+
+
+def _wrapped(mode: str) -> str:
+    return textwrap.fill(mode.replace(":", ": ").replace(",", ", "), 20)
 
 
 def _legend(axis: Any) -> None:

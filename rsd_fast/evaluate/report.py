@@ -128,7 +128,8 @@ def print_report(summary: Summary, rows: list[EpisodeRow], out: Path) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = FILE_WIDTH
-    console.print(terminal_table(tables.results(summary), f"speedup and pairs: against {summary.baseline}"))
+    caption = f"speedup and pairs: against {summary.baseline}" if len(summary.modes) > 1 else None
+    console.print(terminal_table(tables.results(summary), caption))
     pairs = tables.comparisons(summary)
     for row in pairs:
         if row["task"] == pairs[-1]["task"]:
@@ -146,7 +147,7 @@ def print_report(summary: Summary, rows: list[EpisodeRow], out: Path) -> None:
     console.print(f"{out / REPORT_FILE}", markup=False, soft_wrap=True)
 
 
-def terminal_table(rows: tables.Rows, caption: str) -> Table:
+def terminal_table(rows: tables.Rows, caption: str | None) -> Table:
     """Rows as a rich table, a rule after each task."""
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
     for name in rows[0]:
