@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from .gl import gl_for_import
-from .libero_assets import find_assets
+from .libero_assets import WHAT_TO_DO, find_assets
 from .libero_package import import_envs, use_assets
 from .robosuite_suite import CONTROL_HZ, RobosuiteEnv, numpy_seed, without_observables
 from .suites import Image, Observation, Task, TaskEnv
@@ -20,6 +20,7 @@ SETTLING_STEPS = 10
 SETTLING_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 FIXTURE_SEED = 0  # an init state does not hold the poses of stove, cabinets and so on: they are drawn with this seed
 PLACEMENTS = 100  # attempts at a random start in which nothing collides
+MISSING = "Error opening file"  # how MuJoCo's ValueError says that a mesh or a texture is not there
 SEEDS = 2**32  # of numpy's generator
 
 
@@ -154,8 +155,10 @@ def make_simulator(bddl: Path, render: bool) -> Any:
                 ignore_done=True,
                 hard_reset=False,
             )
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
+        if isinstance(error, ValueError) and MISSING not in str(error):
+            raise
         raise FileNotFoundError(
-            f"task {bddl.stem} needs {error.filename}, which {assets} does not have, expected complete LIBERO assets"
+            f"got assets in {assets} that lack some of task {bddl.stem} ({error}), expected complete ones; {WHAT_TO_DO}"
         ) from error
     return without_observables(wrapper.env)
