@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, fields
@@ -46,7 +47,10 @@ def run(config: ConvertConfig) -> None:
         )
     for note in notes:
         console.print(f"note: {note.message}", highlight=False)
-    write_policy(source, config.out)
+    partial = config.out.with_name(f"{config.out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a conversion that was stopped
+    write_policy(source, partial)
+    partial.rename(config.out)
     console.print(f"wrote {config.out}", highlight=False)
 
 
@@ -74,7 +78,7 @@ def write_policy(source: PolicySource, out: Path, shard_bytes: int = SHARD_BYTES
 
 
 def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_bytes: int) -> None:
-    """Safetensors of at most `shard_bytes` (or one tensor) each, with an index; `model.safetensors` if one is enough."""
+    """Safetensors of at most `shard_bytes` (or one tensor) each, with an index; one file where that is enough."""
     shards: list[list[str]] = []
     waiting: dict[str, Tensor] = {}
     total = held = 0

@@ -52,7 +52,7 @@ def from_openvla(
     """Loads a policy, each weight straight to its device.
 
     With `rfsq_head` the model predicts codes. Without, it carries OpenVLA-OFT's own heads as baselines: `discrete`,
-    and `l1` where the folder has an action head. Codec and draft, which are small, stay on the CPU: an engine moves them.
+    and `l1` where the folder has an action head. Codec and draft are small and stay on the CPU; an engine moves them.
 
     Args:
         path_or_hub_id: a folder, or `owner/name` on the hub (downloaded).

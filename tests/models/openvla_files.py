@@ -24,6 +24,7 @@ from transformers import (
 
 WIDTH, STEPS, ACTIONS, VOCABULARY = 64, 4, 7, 448
 INSTRUCTION = "Pick up the black bowl"
+OTHER = "put it there"
 KEY = "libero_spatial_no_noops"
 
 
