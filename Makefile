@@ -1,6 +1,7 @@
 # make demo   sets everything up and runs the closed loop: sequential against RSD, table, plot, video (results/demo)
 #             TRIALS=n episodes a task and mode; stopped, it goes on where it was
 # make test   sets everything up and runs the checks and the tests
+# make libero adds LIBERO to what they set up; its assets: docs/libero.md
 # make clean  removes what they made
 # The first two are idempotent; what is there already is left alone.
 
@@ -10,7 +11,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 TRIALS ?= 20
 
-.PHONY: help demo test gl clean
+.PHONY: help demo test gl libero clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile
@@ -20,6 +21,14 @@ $(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[sim,eval,train,bench,test]"
 	touch $@
+
+# LIBERO without its own requirements, which would bring torchvision and other gigabytes.
+$(VENV)/.libero: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[libero]"
+	$(BIN)/python -m pip install --quiet --no-deps hf-libero==0.1.4 bddl==1.0.1
+	touch $@
+
+libero: $(VENV)/.libero
 
 gl:
 	tools/ensure_gl.sh
