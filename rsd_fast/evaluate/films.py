@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,12 @@ from .episodes import Film
 from .records import EpisodeRow
 
 FILMS = "films"
+LONGEST_NAME = 200  # characters, without the ending; file systems take 255
 
 
 def film_path(folder: Path, row: EpisodeRow) -> Path:
     """Where the pictures of an episode are, without the file ending."""
-    name = f"{row.suite}_{row.task}_init{row.init_state:03d}_seed{row.seed}_{slug(row.mode)}"
-    return folder / FILMS / name
+    return folder / FILMS / file_name(row, [row.mode])
 
 
 def has_film(path: Path) -> bool:
@@ -39,6 +41,14 @@ def load_film(path: Path) -> Film:
     """Reads them back."""
     with np.load(path.with_name(path.name + ".npz"), allow_pickle=False) as file:
         return Film(list(file["frames"]), list(file["wrist"]), file["chunks"].tolist())
+
+
+def file_name(row: EpisodeRow, modes: Sequence[str]) -> str:
+    """Says suite, task, initial state, seed and modes; a name too long for a file system ends in a digest instead."""
+    name = f"{row.suite}_{row.task}_init{row.init_state:03d}_seed{row.seed}_{'_'.join(map(slug, modes))}"
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def slug(text: str) -> str:

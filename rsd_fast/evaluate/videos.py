@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from .episodes import Film
-from .films import film_path, has_film, load_film, slug
+from .films import file_name, film_path, has_film, load_film
 from .records import EpisodeRow
 
 FPS = 20  # control steps a second
@@ -77,10 +77,9 @@ def write_videos(rows: Sequence[EpisodeRow], modes: Sequence[str], folders: Sequ
         if found and row.outcome != "error":
             filmed[row.pair][row.mode] = (row, found[0])
     paths = []
-    for (suite, task, state, seed), by_mode in filmed.items():
+    for by_mode in filmed.values():
         shown = [by_mode[mode] for mode in modes if mode in by_mode]
-        names = "_".join(slug(row.mode) for row, _ in shown)
-        path = out / "videos" / f"{suite}_{task}_init{state:03d}_seed{seed}_{names}.mp4"
+        path = out / "videos" / f"{file_name(shown[0][0], [row.mode for row, _ in shown])}.mp4"
         if not _is_current(path, [film for _, film in shown]):
             write_video(path, [Panel(row, load_film(film)) for row, film in shown])
         paths.append(path)

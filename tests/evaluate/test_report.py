@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from rsd_fast.evaluate.config import ReportConfig
-from rsd_fast.evaluate.films import film_path, load_film
+from rsd_fast.evaluate.films import file_name, film_path, load_film
 from rsd_fast.evaluate.records import EpisodeRow, Records, write_header
 from rsd_fast.evaluate.report import write_report
 from rsd_fast.evaluate.videos import HOLD
@@ -104,6 +104,14 @@ def test_video_shows_the_filmed_episodes_of_all_modes_to_the_end(run: Run, marks
     film = load_film(film_path(out, rows["rsd"]))
     assert (len(film.frames), len(film.wrist), film.chunks) == (8, 2, [0, 4])
     assert f"[{path.stem}](videos/{path.name})" in (out / "report.md").read_text()
+
+
+def test_names_of_files_fit_a_file_system_and_stay_apart(make_row: MakeRow) -> None:
+    modes = ["sequential", "rsd:theta=1,rule=exact"]
+    assert file_name(make_row(), modes) == "fake_Push_init000_seed0_sequential_rsd-theta1-ruleexact"
+    long = [file_name(make_row(task="put_the_bowl_" * 20, init_state=state), modes) for state in range(2)]
+    assert max(map(len, long)) <= 200
+    assert long[0] != long[1]
 
 
 def test_filming_later_adds_the_video_and_changes_no_result(run: Run, marks: Path) -> None:
