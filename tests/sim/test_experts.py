@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from rsd_fast.sim.experts import skills
-from rsd_fast.sim.experts.disturbance import Disturbance
+from rsd_fast.sim.experts.disturbance import FORCE_CLOSED, FORCE_OPEN, Disturbance
 from rsd_fast.sim.robosuite_suite import SUITE, RobosuiteEnv
 from tests.sim.conftest import TASKS
 
@@ -77,12 +77,23 @@ def test_pushes_are_short_bounded_and_the_same_for_a_seed(seed: int, size: float
     assert np.array_equal(offsets, again)
     values = np.array(offsets)
     assert np.abs(values[:, :3]).max() <= size and np.abs(values[:, 3:6]).max() <= size / 2
-    assert not values[:, 6].any()
     assert not values[~np.array(active)].any()
     lengths = runs(active)
-    assert all(3 <= length <= 6 for value, length in lengths[1:-1] if value)
+    assert all(3 <= length <= 12 for value, length in lengths[1:-1] if value)
     assert all(16 <= length <= 48 for value, length in lengths[1:-1] if not value)
     assert any(value for value, _ in lengths)
+
+
+def test_a_slip_opens_the_fingers_and_shuts_them_on_nothing():
+    values = np.array([offset for offset, _ in pushes(3, 0.6, 3000)])
+    grips = runs(values[:, 6])
+    opened = [i for i, (value, _) in enumerate(grips) if value == FORCE_OPEN]
+    assert len(opened) > 10
+    for i in opened[:-1]:
+        assert grips[i + 1][0] == FORCE_CLOSED
+        assert all(3 <= length <= 6 for _, length in grips[i : i + 2])
+    assert not values[values[:, 6] != 0, :6].any()  # a slip does not push
+    assert (np.abs(values[:, :3]).max(1) > 0).any()  # and there are pushes too
 
 
 def pushes(seed: int, size: float, steps: int) -> list[tuple[np.ndarray, bool]]:
