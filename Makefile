@@ -3,7 +3,7 @@
 # make test   sets everything up and runs the checks and the tests
 # make libero adds LIBERO to what they set up; its assets: docs/libero.md
 # make clean  removes what they made
-# The first two are idempotent; what is there already is left alone.
+# The first three are idempotent; what is there already is left alone.
 
 .DEFAULT_GOAL := help
 PYTHON ?= python3
@@ -22,7 +22,6 @@ $(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[sim,eval,train,bench,test]"
 	touch $@
 
-# LIBERO without its own requirements, which would bring torchvision and other gigabytes.
 $(VENV)/.libero: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[libero]"
 	$(BIN)/python -m pip install --quiet --no-deps hf-libero==0.1.4 bddl==1.0.1
