@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rsd_fast.kernels.accept import AcceptParams
 
+from rsd_fast.kernels.accept import AcceptParams
 from tests.kernels.accept_cases import random_case
 from tests.kernels.test_accept_reference import assert_same
 
