@@ -135,16 +135,30 @@ class LiberoEnv(RobosuiteEnv):
         return np.ascontiguousarray(super()._draw(camera)[:, ::-1])
 
 
-def make_simulator(bddl: Path, render: bool) -> Any:
-    """LIBERO's simulator of a BDDL file, without its cameras and observation tables.
+def import_libero(render: bool = True) -> Any:
+    """LIBERO's module of environments, `ControlEnv` and `OffScreenRenderEnv`; for scripts with loops of their own, too.
+
+    It asks nothing at the keyboard, and reads the assets that `find_assets` finds.
+
+    Args:
+        render: whether pictures will be drawn; without, no GL library is needed.
 
     Raises:
         As `LiberoEnv`.
     """
     with gl_for_import(render):
         envs = import_envs()
-    assets = find_assets()
-    use_assets(assets)
+    use_assets(find_assets())
+    return envs
+
+
+def make_simulator(bddl: Path, render: bool) -> Any:
+    """LIBERO's simulator of a BDDL file, without its cameras and observation tables.
+
+    Raises:
+        As `LiberoEnv`.
+    """
+    envs, assets = import_libero(render), find_assets()
     try:
         with numpy_seed(FIXTURE_SEED):
             wrapper = envs.ControlEnv(

@@ -11,16 +11,12 @@ import sys
 
 import numpy as np
 
-from rsd_fast.sim.gl import gl_for_import
-from rsd_fast.sim.libero_assets import find_assets
-from rsd_fast.sim.libero_package import import_envs, use_assets
+from rsd_fast.sim.libero_env import import_libero
 from tests.sim.libero_setup import ACTIONS, IMAGE, SAMPLE, STATE
 
 
 def main(file: str, pictured: str) -> None:
-    with gl_for_import(True):
-        envs = import_envs()
-    use_assets(find_assets())
+    envs = import_libero()
     from libero.libero.benchmark import get_benchmark
     from robosuite.utils.transform_utils import quat2axisangle
 

@@ -44,7 +44,7 @@ def original(tmp_path: Path) -> Path:
         {
             "libero/__init__.py": "",
             "libero/libero/__init__.py": ASKS,
-            "libero/libero/benchmark/libero_suite_task_map.py": "libero_task_map = {'libero_10': ['KITCHEN_SCENE1_do_it']}",
+            f"libero/libero/{libero_package.TASK_MAP}": "libero_task_map = {'libero_10': ['KITCHEN_SCENE1_do_it']}",
             "libero/libero/envs/__init__.py": "",
             "libero/libero/envs/env_wrapper.py": "class ControlEnv: pass",
             "libero/libero/envs/bddl_base_domain.py": "DIR_PATH = None",
