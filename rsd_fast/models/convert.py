@@ -62,7 +62,8 @@ def write_policy(source: PolicySource, out: Path, shard_bytes: int = SHARD_BYTES
     (main / "config.json").write_text(json.dumps(asdict(parts.main.config), indent=2, sort_keys=True) + "\n")
     assert parts.main.tokenizer is not None
     parts.main.tokenizer.save(main)
-    statistics = {name: tensor for name, tensor in parts.main.state_dict().items() if not tensor.is_meta}
+    weights = dict(parts.main.named_parameters())
+    statistics = {name: tensor for name, tensor in parts.main.state_dict().items() if name not in weights}
     with progress_bar(f"converting {source.name}", source.count) as advance:
 
         def halves() -> Iterable[tuple[str, Tensor]]:

@@ -25,7 +25,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 Shape = tuple[int, ...]
 
-_FLOATS = {"F64", "F32", "F16", "BF16"}
+_PLAIN = {"F64", "F32", "F16", "BF16", "BOOL"}
 _LISTED = 8  # names of each kind in an error
 
 
@@ -61,7 +61,7 @@ class Shards:
 
     Raises:
         FileNotFoundError: the folder has no safetensors, or lacks a shard.
-        ValueError: a file is truncated or no safetensors, holds integers, or is not what the index says.
+        ValueError: a file is truncated or no safetensors, holds quantised weights, or is not what the index says.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -99,7 +99,7 @@ class Shards:
                 if name in self.shapes:
                     raise ValueError(f"{file} holds {name!r}, which another shard holds too")
                 stored = tensors.get_slice(name)
-                if stored.get_dtype() not in _FLOATS:
+                if stored.get_dtype() not in _PLAIN:
                     raise ValueError(f"{file} holds {name!r} as {stored.get_dtype()}, expected floating point numbers")
                 self.shapes[name] = tuple(stored.get_shape())
             self._files[file] = names

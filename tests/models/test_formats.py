@@ -35,7 +35,7 @@ class Marker:
 
 @pytest.mark.parametrize("wrap", [None, "model", "model_state_dict", "state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_state_dicts_are_found_bare_or_wrapped_and_lose_the_prefix_of_ddp(tmp_path: Path, wrap: str | None, prefix: str):
+def test_state_dicts_are_found_bare_or_wrapped_without_the_prefix_of_ddp(tmp_path: Path, wrap: str | None, prefix: str):
     state = {prefix + name: tensor for name, tensor in TENSORS.items()}
     torch.save({wrap: state, "config": {"layers": 8}, "epoch": 3} if wrap else state, tmp_path / "x.pt")
     file = read_torch(tmp_path / "x.pt")
@@ -62,7 +62,7 @@ def test_code_in_a_file_does_not_run(tmp_path: Path, how: str):
             archive.writestr("x/data.pkl", pickle.dumps(evil["config"], protocol=2))
             archive.writestr("x/version", "3")
             archive.writestr("x/byteorder", "little")
-    with pytest.raises(ValueError, match="nothing in it was run: it asks for posix.mkdir"):
+    with pytest.raises(ValueError, match=r"nothing in it was run: it asks for posix\.mkdir"):
         read_torch(path)
     assert not mark.exists()
     pickle.loads(pickle.dumps(Marker(mark)))
@@ -104,7 +104,7 @@ def test_what_is_no_state_dict_says_so(tmp_path: Path, content: object, message:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="no file .*x.pt"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*x\.pt"):
         read_torch(tmp_path / "x.pt")
 
 
@@ -129,7 +129,7 @@ def test_a_truncated_shard_is_one_error_before_any_weight_is_read(tmp_path: Path
     path = tmp_path / "model-00002-of-00002.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match="model-00002-of-00002.safetensors is truncated or no safetensors file"):
+    with pytest.raises(ValueError, match=r"model-00002-of-00002\.safetensors is truncated or no safetensors file"):
         Shards(tmp_path)
 
 
@@ -162,7 +162,7 @@ def test_an_index_that_lies_is_refused(tmp_path: Path, changes: dict, error: typ
 def test_an_index_that_is_no_index_is_refused(tmp_path: Path, content: str):
     write_shards(tmp_path, TENSORS, 2)
     (tmp_path / INDEX).write_text(content, encoding="latin-1")
-    with pytest.raises(ValueError, match="model.safetensors.index.json"):
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json"):
         Shards(tmp_path)
 
 
@@ -174,7 +174,7 @@ def test_quantised_weights_are_refused_by_name(tmp_path: Path):
 
 def test_a_folder_without_weights_says_what_it_holds(tmp_path: Path):
     (tmp_path / "lora_adapter").mkdir()
-    with pytest.raises(FileNotFoundError, match="no model.safetensors.index.json and no model.safetensors .*lora_adapter"):
+    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors\.index\.json and .*lora_adapter"):
         Shards(tmp_path)
 
 

@@ -1,0 +1,430 @@
+"""`from_openvla`: what a folder must be, what is refused, what it costs, and what a converted folder gives back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rsd_fast.engine import RSDInferenceEngine
+from rsd_fast.models.checkpoints import load_policy
+from rsd_fast.models.convert import run, write_policy, write_shards
+from rsd_fast.models.convert_config import ConvertConfig
+from rsd_fast.models.formats import INDEX
+from rsd_fast.models.loading import OpenVLAOptions, from_openvla, open_openvla
+from rsd_fast.self_check import check_sees
+from tests.models.openvla_files import (
+    INSTRUCTION,
+    KEY,
+    STEPS,
+    llama_tokenizer,
+    make_networks,
+    statistics,
+    write_json,
+    write_oft,
+)
+from tests.models.original_files import Autoencoder, Draft, Head, make, write
+from tests.models.test_openvla import observe
+from tests.models.test_openvla_original import OBSERVATION
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    write_oft(folder / "oft", make_networks())
+    write(folder / "rfsq.pt", make(Autoencoder), use_layernorm=False)
+    write(folder / "head.pt", make(Head, "d"))
+    write(folder / "draft.pt", make(Draft, True, seed=4))
+    return folder
+
+
+@pytest.fixture
+def oft(files: Path, tmp_path: Path) -> Path:
+    """A copy that a test may break."""
+    return Path(shutil.copytree(files / "oft", tmp_path / "oft"))
+
+
+def parts(files: Path) -> dict[str, Path]:
+    return {"rfsq_head": files / "head.pt", "draft": files / "draft.pt", "rfsq": files / "rfsq.pt"}
+
+
+# ---- what the folder says
+
+
+def test_an_oft_folder_is_recognised(files: Path):
+    config = from_openvla(files / "oft", steps=STEPS, device="cpu").main.config
+    assert (config.cameras, config.proprio, config.backbone.causal, config.images.crop) == (2, True, False, 0.9)
+    assert config.heads == ("discrete", "l1") and config.backbone.rms_eps == 1e-6
+
+
+def test_what_a_folder_does_not_say_can_be_said(files: Path):
+    policy = from_openvla(
+        files / "oft", steps=STEPS, device="cpu", cameras=1, causal=True, crop=False, new_heads=("hierarchical",)
+    )
+    config = policy.main.config
+    assert (config.cameras, config.backbone.causal, config.images.crop) == (1, True, 1.0)
+    prefix = policy.main.prefill(observe(policy.main, [INSTRUCTION]))
+    logits = policy.main.decode(prefix, torch.zeros(1, 3, STEPS, 7).int())
+    assert logits.shape == (1, 3, STEPS, 7, 5) and logits.isfinite().all()
+    with pytest.raises(ValueError, match=r"got new_heads \['oracle'\], expected some of \['hierarchical', "):
+        from_openvla(files / "oft", device="cpu", new_heads=("oracle",))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_get_the_dtype_asked_for_and_statistics_keep_theirs(files: Path, dtype: torch.dtype):
+    main = from_openvla(files / "oft", steps=STEPS, device="cpu", dtype=dtype).main
+    assert {parameter.dtype for parameter in main.parameters()} == {dtype}
+    assert main.proprio_normalizer.q01.dtype == torch.float32
+    assert main.proprio_normalizer.q01.tolist() == statistics()["proprio"]["q01"]
+
+
+def test_loaded_weights_do_not_hang_on_the_files(files: Path, oft: Path):
+    main = from_openvla(oft, steps=STEPS, device="cpu").main
+    before = main.backbone.layers[0].self_attn.q_proj.weight.clone()
+    for path in oft.glob("*.safetensors"):
+        path.write_bytes(bytes(path.stat().st_size))
+    assert torch.equal(main.backbone.layers[0].self_attn.q_proj.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("statistics_of", "asked", "found"),
+    [
+        ({KEY: statistics()}, None, KEY),
+        ({KEY: statistics(), "b": statistics()}, KEY, KEY),
+        ({KEY: statistics(), "b": statistics()}, "libero_spatial", KEY),
+    ],
+)
+def test_statistics_are_found_by_name(oft: Path, statistics_of: dict, asked: str | None, found: str):
+    write_json(oft / "dataset_statistics.json", statistics_of)
+    codec = from_openvla(oft, unnorm_key=asked, steps=STEPS, device="cpu").codec
+    assert np.allclose(codec.normalizer.q01, statistics_of[found]["action"]["q01"])
+
+
+def test_statistics_of_config_json_serve_where_there_is_no_other_file(oft: Path):
+    (oft / "dataset_statistics.json").unlink()
+    codec = from_openvla(oft, unnorm_key="fractal", steps=STEPS, device="cpu").codec
+    assert codec.normalizer.q01[0] == -2.0
+
+
+# ---- what is refused
+
+
+def edit(name: str, change: Callable[[dict], object]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        change(content)
+        write_json(folder / name, content)
+
+    return apply
+
+
+def reshard(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    """Changes the tensors, and the index with them."""
+
+    def apply(folder: Path) -> None:
+        tensors = {name: t for path in sorted(folder.glob("*.safetensors")) for name, t in load_file(path).items()}
+        for path in [*folder.glob("*.safetensors"), folder / INDEX]:
+            path.unlink()
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+
+    return apply
+
+
+def torch_file(name: str, change: Callable[[dict], object]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        content = torch.load(folder / name, weights_only=True)
+        change(content)
+        torch.save(content, folder / name)
+
+    return apply
+
+
+def larger_vocabulary(folder: Path) -> None:
+    tokenizer = llama_tokenizer()
+    tokenizer.add_tokens([f"extra{i}" for i in range(400)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+HEAD, PROPRIO = "action_head--150000_checkpoint.pt", "proprio_projector--150000_checkpoint.pt"
+LAYER = "language_model.model.layers.1.mlp.up_proj.weight"
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), "no config.json in"),
+    "config is no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
+    "another model": (edit("config.json", lambda c: c.update(model_type="llava")), "model_type 'llava'"),
+    "no text_config": (edit("config.json", lambda c: c.pop("text_config")), "text_config None"),
+    "grouped queries": (
+        edit("config.json", lambda c: c["text_config"].update(num_key_value_heads=1)),
+        r"\{'num_key_value_heads': 1\}.* not supported",
+    ),
+    "unknown featuriser": (
+        edit("config.json", lambda c: c.update(timm_model_ids=["resnet50", "vit_tiny_patch14_siglip"])),
+        r"names featurisers \['resnet50'\], expected some of",
+    ),
+    "letterbox": (edit("config.json", lambda c: c.update(image_resize_strategy="letterbox")), "'letterbox'"),
+    "no preprocessor": (lambda f: (f / "preprocessor_config.json").unlink(), "no preprocessor_config.json"),
+    "half a preprocessor": (
+        edit("preprocessor_config.json", lambda c: c.update(tvf_normalize_params=[{"mean": [0.5], "std": [0.5]}])),
+        "expected three numbers a featuriser",
+    ),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json in"),
+    "tokenizer is none": (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json is not a tokenizer"),
+    "vocabulary too large": (larger_vocabulary, "ids up to 500, but the model embeds 448"),
+    "vocabulary of another size": (
+        edit("config.json", lambda c: c["text_config"].update(vocab_size=512)),
+        r"embed_tokens.weight \(got \[448, 64\], expected \[512, 64\]\)",
+    ),
+    "no such statistics": (
+        edit("dataset_statistics.json", lambda c: c.update(other=c.pop(KEY), more={})),
+        f"no statistics of '{KEY}'; it has more, other",
+    ),
+    "no quantiles": (
+        edit("dataset_statistics.json", lambda c: c[KEY]["action"].pop("q99")),
+        "no q01 and q99 of 'action'",
+    ),
+    "six dimensions": (
+        edit("dataset_statistics.json", lambda c: c[KEY]["action"].update(q01=[0.0] * 6)),
+        "statistics of 'action' .* do not fit",
+    ),
+    "no proprio statistics": (edit("dataset_statistics.json", lambda c: c[KEY].pop("proprio")), "of 'proprio'"),
+    "a weight is missing": (reshard(lambda t: t.pop(LAYER)), f"1 missing: {LAYER}"),
+    "a weight too many": (
+        reshard(lambda t: t.update({"language_model.x": torch.ones(1)})),
+        "1 unexpected: language_model.x",
+    ),
+    "a weight of another shape": (
+        reshard(lambda t: t.update({LAYER: torch.ones(3, 4)})),
+        rf"1 of another shape: {LAYER} \(got \[3, 4\], expected \[96, 64\]\)",
+    ),
+    "a deeper featuriser": (
+        reshard(lambda t: t.update({"vision_backbone.featurizer.blocks.3.norm1.weight": torch.ones(32)})),
+        "1 unexpected: vision_backbone.featurizer.blocks.3.norm1.weight",
+    ),
+    "truncated shard": (
+        lambda f: (f / "model-00001-of-00002.safetensors").write_bytes(b"\x10" * 100),
+        "model-00001-of-00002.safetensors is truncated",
+    ),
+    "lost shard": (
+        lambda f: (f / "model-00001-of-00002.safetensors").unlink(),
+        "is missing; the download is not complete",
+    ),
+    "projector key": (
+        torch_file(PROPRIO, lambda c: c.pop("module.fc2.bias")),
+        f"{PROPRIO} do not fit; 1 missing: fc2.bias",
+    ),
+    "head shape": (
+        torch_file(HEAD, lambda c: c.update({"module.model.fc2.weight": torch.ones(14, 40)})),
+        rf"{HEAD} do not fit; 1 of another shape: model.fc2.weight \(got \[14, 40\], expected \[7, 40\]\)",
+    ),
+    "head is another": (
+        torch_file(HEAD, lambda c: c.clear() or c.update(x=torch.ones(1))),
+        "is no L1 regression head: it holds x",
+    ),
+    "two heads": (lambda f: shutil.copy(f / HEAD, f / "action_head--9_checkpoint.pt"), "leave the one that is meant"),
+    "FiLM": (lambda f: (f / "vision_backbone--9_checkpoint.pt").touch(), "FiLM layers in its featurisers"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_every_fault_is_one_clear_error(oft: Path, what: str):
+    breaks, message = BROKEN[what]
+    breaks(oft)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        from_openvla(oft, unnorm_key=KEY, steps=STEPS, device="cpu")
+
+
+def other(files: Path, network: type, *arguments: object, **settings: object) -> Path:
+    """A file of another size."""
+    config = {"use_layernorm": False} if network is Autoencoder else {}
+    return write(files / "other.pt", make(network, *arguments, **settings), **config)
+
+
+PARTS: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
+    "head without codec": (lambda f: {"rfsq_head": f / "head.pt"}, "needs the RFSQ autoencoder"),
+    "codec for a head": (
+        lambda f: {**parts(f), "rfsq_head": f / "rfsq.pt"},
+        r"none of the RFSQ heads: no .* in decoder\.0\.bias",
+    ),
+    "head for a codec": (
+        lambda f: {**parts(f), "rfsq": f / "head.pt"},
+        r"is no RFSQ autoencoder: it holds feature_proj\.0\.bias",
+    ),
+    "codec for a draft": (
+        lambda f: {**parts(f), "draft": f / "rfsq.pt"},
+        r"is none of the draft models: decoder\.0\.bias",
+    ),
+    "head of another codec": (
+        lambda f: {**parts(f), "rfsq": other(f, Autoencoder, dims=5)},
+        "168 logits, but the codec .* multiple of 5 x 7",
+    ),
+    "head for another width": (
+        lambda f: {**parts(f), "rfsq_head": other(f, Head, "c", width=80)},
+        r"read as the trunk head\) do not fit; .*: feature_proj\.0\.weight \(got \[20, 80\], expected \[20, 64\]\)",
+    ),
+    "draft for another width": (
+        lambda f: {**parts(f), "draft": other(f, Draft, True, width=80)},
+        r"1 of another shape: input_projection\.weight \(got \[16, 80\], expected \[16, 64\]\)",
+    ),
+    "draft without codec": (lambda f: {"draft": f / "draft.pt"}, "read as a draft of 3 layers"),
+    "no such file": (lambda f: {**parts(f), "draft": f / "nothing.pt"}, r"no file .*nothing\.pt"),
+}
+
+
+@pytest.mark.parametrize("what", PARTS)
+def test_every_part_that_does_not_fit_is_one_clear_error(files: Path, what: str):
+    make_settings, message = PARTS[what]
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        from_openvla(files / "oft", device="cpu", **make_settings(files))  # type: ignore[arg-type]
+
+
+def test_a_folder_that_is_not_there_says_what_was_expected(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="expected an OpenVLA folder or a hub id"):
+        from_openvla(tmp_path / "nothing", device="cpu")
+
+
+# ---- does it look
+
+
+def test_a_loaded_policy_sees_and_a_blind_one_is_found_out(files: Path):
+    policy = from_openvla(files / "oft", device="cpu", **parts(files))
+    engine = RSDInferenceEngine(policy.main, policy.draft, policy.codec, device="cpu")
+    assert check_sees(engine, INSTRUCTION, size=64) > 0
+    with torch.no_grad():
+        policy.main.projector.fc3.weight.zero_()
+    with pytest.raises(ValueError, match="same actions before black and before white images"):
+        check_sees(engine, INSTRUCTION, size=64)
+
+
+def test_actions_that_are_no_numbers_are_found_out():
+    class Broken:
+        def generate_action(self, obs, task_description):
+            return np.full((8, 7), np.nan), {}
+
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        check_sees(Broken())
+
+
+# ---- conversion
+
+
+def test_a_converted_folder_gives_the_same_actions(files: Path, tmp_path: Path):
+    out = tmp_path / "policy"
+    run(ConvertConfig(checkpoint=str(files / "oft"), out=out, **parts(files)))
+    assert sorted(path.name for path in out.iterdir()) == ["codec", "draft-original", "main"]
+    policy = from_openvla(files / "oft", device="cpu", **parts(files))
+    for model in (policy.main, policy.draft):
+        assert model is not None
+        for parameter in model.parameters():  # a folder of ours is in bfloat16
+            parameter.data = parameter.data.bfloat16().float()
+    expected, info = RSDInferenceEngine(policy.main, policy.draft, policy.codec, device="cpu").generate_action(
+        OBSERVATION, INSTRUCTION
+    )
+    engine = RSDInferenceEngine.from_pretrained(out, draft="original", device="cpu")
+    actions, other = engine.generate_action(OBSERVATION, INSTRUCTION)
+    assert np.array_equal(info["codes"], other["codes"]) and np.array_equal(actions, expected)
+    with pytest.raises(FileExistsError, match="exists already"):
+        run(ConvertConfig(checkpoint=str(files / "oft"), out=out))
+
+
+def test_a_conversion_in_shards_gives_the_same_weights(files: Path, tmp_path: Path):
+    source = open_openvla(files / "oft", options=OpenVLAOptions(steps=STEPS))
+    write_policy(source, tmp_path / "policy", shard_bytes=100_000)
+    shards = list((tmp_path / "policy" / "main").glob("model-*.safetensors"))
+    assert len(shards) > 2 and not list((tmp_path / "policy" / "main").glob("[0-9]*"))
+    loaded = load_policy(tmp_path / "policy", draft=None)
+    expected = from_openvla(files / "oft", steps=STEPS, device="cpu", dtype=torch.bfloat16)
+    got, wanted = loaded.main.state_dict(), expected.main.state_dict()
+    assert got.keys() == wanted.keys()
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+    assert loaded.main.config == expected.main.config
+    shards[0].unlink()
+    with pytest.raises(FileNotFoundError, match="the download is not complete"):
+        load_policy(tmp_path / "policy", draft=None)
+
+
+def test_a_conversion_checks_before_it_writes(files: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="none of the draft models"):
+        wrong = parts(files) | {"draft": files / "rfsq.pt"}
+        run(ConvertConfig(checkpoint=str(files / "oft"), out=tmp_path / "policy", **wrong))
+    assert not list(tmp_path.iterdir())
+
+
+def test_shards_hold_at_most_their_size_or_one_tensor(tmp_path: Path):
+    tensors = {f"t{i}": torch.ones(size) for i, size in enumerate([10, 10, 100, 5, 5])}
+    write_shards(tensors.items(), tmp_path, shard_bytes=80)
+    held = [list(load_file(path)) for path in sorted(tmp_path.glob("*.safetensors"))]
+    assert held == [["t0", "t1"], ["t2"], ["t3", "t4"]]
+
+
+# ---- memory
+
+SHARDS, SHARD_MB, SLACK_MB = 6, 40, 40
+
+MEASURE = """
+    import resource, sys, threading
+    from pathlib import Path
+    import torch
+    from rsd_fast.models.loading import from_openvla
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    folder, device = sys.argv[1:]
+    with torch.device("meta"):
+        torch.nn.Embedding(2, 2)  # for the first such tensor torch imports 160 MB of its own code
+    start, peak, stop = resident(), [0], threading.Event()
+
+    def watch():
+        while not stop.wait(0.001):
+            peak[0] = max(peak[0], resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    policy = from_openvla(folder, device=device, dtype=torch.bfloat16)
+    stop.set()
+    watcher.join()
+    weights = sum(p.nbytes for p in policy.main.parameters() if p.device.type == "cpu")
+    print((max(peak[0], resident()) - start) / 2**20, weights / 2**20)
+"""
+
+
+def write_large(folder: Path) -> None:
+    """An OpenVLA-OFT folder whose perceptrons are `SHARDS` matrices of `SHARD_MB`, a shard each."""
+    rows = SHARD_MB * 2**20 // (64 * 2)
+    write_oft(folder, make_networks(), dtype=torch.bfloat16, shards=1)
+    edit("config.json", lambda c: c["text_config"].update(intermediate_size=rows))(folder)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    large = [name for name in tensors if ".mlp.gate_proj" in name or ".mlp.up_proj" in name or ".mlp.down_proj" in name]
+    assert len(large) == SHARDS
+    weight_map = dict.fromkeys(tensors, "small.safetensors")
+    for number, name in enumerate(large):
+        del tensors[name]
+        shape = (64, rows) if "down_proj" in name else (rows, 64)
+        weight_map[name] = f"{number}.safetensors"
+        save_file({name: torch.zeros(shape, dtype=torch.bfloat16)}, folder / weight_map[name])
+    save_file(tensors, folder / "small.safetensors")
+    write_json(folder / INDEX, {"weight_map": weight_map})
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident memory from /proc")
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_loading_needs_one_shard_of_memory_beside_the_model(tmp_path: Path, device: str):
+    """`meta` stands in for a GPU: weights leave the host's memory as soon as they are read."""
+    write_large(tmp_path / "oft")
+    command = [sys.executable, "-c", textwrap.dedent(MEASURE), str(tmp_path / "oft"), device]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    peak, weights = (float(word) for word in done.stdout.split())
+    assert weights == 0 if device == "meta" else weights > SHARDS * SHARD_MB
+    assert peak - weights <= SHARD_MB + SLACK_MB, f"peak {peak:.0f} MB, {weights:.0f} MB of it weights"
