@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import subcommand
 
 from rsd_fast.evaluate.config import EvalConfig, InfoConfig, ProfileConfig, ReportConfig
+from rsd_fast.models.convert_config import ConvertConfig
 from rsd_fast.train.config import AllTraining, CodecTraining, DemosConfig, DraftTraining, MainTraining
 
 DESCRIPTION = """Residual speculative decoding for robot policies.
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Command] = {
     "train main": Command(MainTraining, "rsd_fast.train.main:run", resumes=True),
     "train draft": Command(DraftTraining, "rsd_fast.train.draft:run", resumes=True),
     "train all": Command(AllTraining, "rsd_fast.train.all:run", resumes=True),
+    "convert": Command(ConvertConfig, "rsd_fast.models.convert:run"),
     "eval": Command(EvalConfig, "rsd_fast.evaluate.runner:run", resumes=True),
     "report": Command(ReportConfig, "rsd_fast.evaluate.report:run"),
     "profile": Command(ProfileConfig, "rsd_fast.evaluate.profiling:run"),

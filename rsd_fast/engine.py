@@ -148,14 +148,15 @@ class RSDInferenceEngine:
         Args:
             path_or_hub_id: see `rsd_fast.models.checkpoints.resolve_checkpoint`.
             mode: as above.
-            draft: which of the folder's draft models, `regression` or `coarse`.
+            draft: which of the folder's draft models, `regression`, `coarse` or `original`.
             **settings: as above.
 
         Raises:
             FileNotFoundError: nothing there, or a part is missing.
             ValueError: the parts do not fit together.
         """
-        parts = load_policy(path_or_hub_id, draft if mode == "rsd" else None)
+        device = _device(settings.get("device", "auto"))
+        parts = load_policy(path_or_hub_id, draft if mode == "rsd" else None, device)
         return cls(parts.main, parts.draft, parts.codec, mode=mode, **settings)
 
     # ---- observation -> actions

@@ -72,7 +72,7 @@ def load_policies(config: EvalConfig) -> Policies:
         RuntimeError: a GPU that is not there.
     """
     folder = resolve_checkpoint(config.checkpoint)
-    parts = load_policy(folder, draft=None)
+    parts = load_policy(folder, draft=None, device=config.device)
     drafts: dict[str, PolicyParts] = {}
     engines: dict[str, Policy] = {}
     for choice in config.choices:

@@ -28,7 +28,7 @@ from rsd_fast.models.draft_base import DraftModel
 from rsd_fast.models.formats import INDEX, SINGLE, Shards, read_json, require_match
 from rsd_fast.models.main import MainConfig, MainModel
 from rsd_fast.models.prompt import load_tokenizer
-from rsd_fast.models.streaming import build_empty, expected_shapes, fill
+from rsd_fast.models.streaming import build_empty, choose_device, expected_shapes, fill
 from rsd_fast.progress import progress_bar
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
@@ -93,7 +93,7 @@ def load_policy(
                 raise FileNotFoundError(f"{folder} is not a policy folder: {part}/{file} is missing")
     policy = PolicyParts(
         codec=RFSQCodec.from_pretrained(folder / "codec").eval(),
-        main=load_main(folder / "main", torch.device(device)).eval(),
+        main=load_main(folder / "main", choose_device(device)).eval(),
         draft=load_draft(str(folder / f"draft-{draft}"), draft).eval() if draft else None,
     )
     check_fit(policy)

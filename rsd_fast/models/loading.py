@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rsd_fast.codec import CodecConfig, RFSQCodec
@@ -17,7 +18,8 @@ from rsd_fast.models.draft_original import OriginalDraft
 from rsd_fast.models.formats import Shards, require_match
 from rsd_fast.models.head_registry import make_head
 from rsd_fast.models.heads import HEADS, HeadConfig
-from rsd_fast.models.heads_oft import ACTION_DIMS
+from rsd_fast.models.heads_oft import ACTION_DIMS, OFT_HEADS, BaselineHead
+from rsd_fast.models.inputs import PolicyInputs
 from rsd_fast.models.main import MainConfig, MainModel
 from rsd_fast.models.openvla import (
     is_unread,
@@ -31,7 +33,7 @@ from rsd_fast.models.openvla import (
 from rsd_fast.models.openvla_folder import OpenVLAFolder
 from rsd_fast.models.original import HeadFile, load_draft_file, load_rfsq, read_head
 from rsd_fast.models.prompt import PromptTokenizer
-from rsd_fast.models.streaming import build_empty, expected_shapes, fill, require_filled
+from rsd_fast.models.streaming import build_empty, choose_device, expected_shapes, fill, require_filled
 from rsd_fast.progress import progress_bar
 
 # Room for LIBERO's longest prompts, and with 2 x 256 patches and proprio a prefix of 560 tokens, a multiple of 16.
@@ -70,7 +72,7 @@ def from_openvla(
             before any weight of the folder is read.
         RuntimeError: a GPU that is not there.
     """
-    where = _device(device)
+    where = choose_device(device)
     dtype = dtype or (torch.float32 if where.type == "cpu" else torch.bfloat16)
     source = open_openvla(
         path_or_hub_id,
@@ -86,6 +88,20 @@ def from_openvla(
     require_filled(main, where)
     main.to(where)  # statistics too
     return source.parts
+
+
+def baseline_actions(parts: PolicyParts, inputs: PolicyInputs, head: str = "l1") -> Float[Tensor, "B T 7"]:
+    """One pass of OpenVLA-OFT itself: actions in physical units from its own head, `l1` or `discrete`.
+
+    Raises:
+        ValueError: the model does not carry the head.
+    """
+    main = parts.main
+    if head not in OFT_HEADS or head not in main.heads:
+        raise ValueError(f"got head {head!r}, expected one of {[name for name in main.heads if name in OFT_HEADS]}")
+    module = main.heads[head]
+    assert isinstance(module, BaselineHead)
+    return parts.codec.normalizer.unnormalize(module.actions(main.prefill(inputs)))
 
 
 @dataclass(frozen=True)
@@ -188,15 +204,6 @@ def open_openvla(
     check_fit(parts)
     published, others = _match(folder, main, head_file, options.new_heads)
     return PolicySource(folder.path.name, parts, len(published) + len(others), folder.shards, published, others)
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if str(device) == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    where = torch.device(device)
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(f"got device '{where}', but torch {torch.__version__} sees no GPU; use device='cpu'")
-    return where
 
 
 def _codec(rfsq: str | Path | RFSQCodec | None, needed: bool) -> RFSQCodec:

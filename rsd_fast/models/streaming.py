@@ -18,6 +18,20 @@ from rsd_fast.normalize import QuantileNormalizer
 M = TypeVar("M", bound=nn.Module)
 
 
+def choose_device(name: str | torch.device) -> torch.device:
+    """A device; `auto` is a GPU where there is one.
+
+    Raises:
+        RuntimeError: a GPU that is not there.
+    """
+    if str(name) == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"got device '{device}', but torch {torch.__version__} sees no GPU; use device='cpu'")
+    return device
+
+
 def build_empty(make: Callable[[], M]) -> M:
     """A model whose parameters have shapes but no memory. Statistics are real, with their defaults."""
     with torch.device("meta"):

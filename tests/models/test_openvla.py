@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rsd_fast.models.checkpoints import PolicyParts
 from rsd_fast.models.inputs import PolicyInputs
-from rsd_fast.models.loading import from_openvla
+from rsd_fast.models.loading import baseline_actions, from_openvla
 from rsd_fast.models.main import MainModel
 from rsd_fast.models.openvla import is_unread, published_name
 from rsd_fast.models.presets import OPENVLA_PRESETS
@@ -142,6 +142,10 @@ def test_the_l1_head_reads_the_states_before_the_placeholders(oft: PolicyParts, 
         start = 2 * PATCHES + 1 + prompt - 1
         expected = head(hidden[start : start + STEPS * ACTIONS].reshape(STEPS, ACTIONS * WIDTH))
         assert torch.allclose(actions[row], expected, atol=1e-5)
+    in_units = oft.codec.normalizer.unnormalize(actions)
+    assert torch.equal(baseline_actions(oft, inputs), in_units)
+    with pytest.raises(ValueError, match=r"got head 'hierarchical', expected one of \['discrete', 'l1'\]"):
+        baseline_actions(oft, inputs, "hierarchical")
 
 
 @torch.no_grad()
