@@ -9,7 +9,7 @@ from pathlib import Path
 
 import rsd_fast
 
-PACKAGES = ("torch", "numpy", "mujoco", "robosuite", "gymnasium", "transformers", "triton")
+PACKAGES = ("torch", "numpy", "mujoco", "robosuite", "hf-libero", "libero", "gymnasium", "transformers", "triton")
 
 
 def versions() -> dict[str, str]:
