@@ -12,17 +12,22 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .accept.state import AcceptParams
-from .accept.triton import accept_kernel, constants
+from .accept.triton import accept_kernel
+from .accept.triton_launch import Launch, constants, largest_pack, launch_choice
 
 CAPABILITIES = (80, 90)
 SHARED_LIMIT = 163 * 1024  # bytes a block may have on an A100 (sm_80); an H100 has more
+BATCHES = (1, 4096)  # a latency and a throughput launch
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 INTEGERS = ("codes", "frontier", "drafted", "finished", "passes", "agreed", "kept", "slack")
 FLOATS = ("latents", "codebook", "gain", "offset", "actions")
 WEIGHTS = ("w1", "b1", "w2", "b2")
@@ -57,15 +62,28 @@ SPILLS_ALLOWED = {form: 2 if form == "sampled" else 0 for form in FORMS}
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one compiled kernel: registers a thread, spills (instructions on local memory), shared bytes a block."""
+    """Of one compiled kernel: registers a thread, spills (instructions on local memory), shared bytes a block.
+
+    `instructions` are those of the whole program text, which one warp runs about once.
+    """
 
     registers: int
     spills: int
     shared: int
     warps: int
+    instructions: int
 
 
-def compile_accept(shape: Shape, form: str, capability: int, dtype: str = "bf16") -> Resources:
+def launch_of(shape: Shape, form: str, dtype: str, batch: int) -> Launch:
+    """What a call with contiguous logits launches."""
+    sizes = (batch, shape.layers, shape.steps, shape.dims, shape.levels)
+    logits = torch.empty(sizes, dtype=DTYPES[dtype], device="meta")
+    return launch_choice(batch, sizes[1:], 1 if form == "sampled" else largest_pack(logits))
+
+
+def compile_accept(
+    shape: Shape, form: str, capability: int, dtype: str = "bf16", launch: Launch | None = None
+) -> Resources:
     """Compiles the accept kernel as a launch with contiguous logits of `dtype` would.
 
     Args:
@@ -73,6 +91,7 @@ def compile_accept(shape: Shape, form: str, capability: int, dtype: str = "bf16"
         form: a key of `FORMS`.
         capability: 80 or 90.
         dtype: `bf16`, `fp16` or `fp32`.
+        launch: None: the one for the smallest batch.
 
     Raises:
         RuntimeError: Triton's interpreter is on (TRITON_INTERPRET=1), which leaves nothing to compile.
@@ -80,6 +99,7 @@ def compile_accept(shape: Shape, form: str, capability: int, dtype: str = "bf16"
     if not isinstance(accept_kernel, triton.JITFunction):
         raise RuntimeError("got TRITON_INTERPRET=1, expected it unset: interpreted kernels are not compiled")
     granularity, rule, expected, temperature = FORMS[form]
+    launch = launch or launch_of(shape, form, dtype, BATCHES[0])
     elements = shape.steps * shape.dims
     params = AcceptParams(
         stop=shape.layers,
@@ -93,9 +113,9 @@ def compile_accept(shape: Shape, form: str, capability: int, dtype: str = "bf16"
         temperature=temperature,
     )
     logits = (1, shape.layers, shape.steps, shape.dims, shape.levels)
-    fixed = constants(params, logits, shape.hidden, shape.action_dims)
+    fixed = constants(params, logits, shape.hidden, shape.action_dims, launch)
     warps = int(fixed.pop("num_warps"))
-    types = {"logits": f"*{dtype}", "need": "i32", "log_tau": "fp32", "temperature_bits": "i64"}
+    types = {"logits": f"*{dtype}", "B": "i32", "need": "i32", "log_tau": "fp32", "temperature_bits": "i64"}
     types |= {name: "i32" for name in ("stride_b", "stride_l", "stride_t", "stride_d")}
     types |= {name: "*i32" for name in INTEGERS} | {name: "*fp32" for name in FLOATS}
     missing = {} if temperature > 0 else {"uniforms": None, "draft_probs": None}
@@ -132,7 +152,8 @@ def read_resources(cubin: bytes, shared: int, warps: int) -> Resources:
     found = {name: int(value) for name, value in re.findall(r"(REG|SHARED):(\d+)", usage)}
     # Not STACK: a call of the float64 division keeps its return address there.
     spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
-    return Resources(found["REG"], spills, found["SHARED"] + shared, warps)
+    instructions = len(re.findall(r"/\*[0-9a-f]{4,}\*/ +[^/ ]", code))
+    return Resources(found["REG"], spills, found["SHARED"] + shared, warps, instructions)
 
 
 def cuobjdump(option: str, path: Path) -> str:
@@ -144,17 +165,19 @@ def cuobjdump(option: str, path: Path) -> str:
 def report() -> list[str]:
     """Prints a row for every shape, form and architecture; returns what is over the budget."""
     over = []
-    print(f"{'L T D V hidden':18} {'form':26} {'arch':6} {'warps':>5} {'regs':>5} {'spills':>6} {'shared':>7}")
+    print(
+        f"{'L T D V hidden':18} {'form':26} {'arch':6} {'batch':>6} {'warps':>5} {'regs':>5} {'spills':>6} {'shared':>7} "
+        "instructions"
+    )
     for shape in (*SHIPPED, EXTREME):
         name = f"{shape.layers} {shape.steps} {shape.dims} {shape.levels} {shape.hidden}"
-        for form in FORMS:
-            for capability in CAPABILITIES:
-                used = compile_accept(shape, form, capability)
-                numbers = f"{used.warps:5} {used.registers:5} {used.spills:6} {used.shared:7}"
-                row = f"{name:18} {form:26} sm_{capability:<3} {numbers}"
-                print(row, flush=True)
-                if used.shared > SHARED_LIMIT or (shape in SHIPPED and used.spills > SPILLS_ALLOWED[form]):
-                    over.append(row)
+        for form, capability, batch in product(FORMS, CAPABILITIES, BATCHES):
+            used = compile_accept(shape, form, capability, launch=launch_of(shape, form, "bf16", batch))
+            numbers = f"{used.warps:5} {used.registers:5} {used.spills:6} {used.shared:7} {used.instructions:6}"
+            row = f"{name:18} {form:26} sm_{capability:<3} {batch:6} {numbers}"
+            print(row, flush=True)
+            if used.shared > SHARED_LIMIT or (shape in SHIPPED and used.spills > SPILLS_ALLOWED[form]):
+                over.append(row)
     return over
 
 

@@ -1,18 +1,18 @@
 """The accept op as one Triton kernel that reads the logits once; `reference.py` says what it computes.
 
-One program does one sample, because granularity `layer` counts over a sample's elements. Elements (t, d) are
-the lanes, T and D each padded to a power of two. Layers are unrolled: a first loop over them reads the logits
-and keeps, per lane, main's choice (one register a layer) and whether the draft agrees (one bit a layer); the
-walk is arithmetic on those bits; a second loop selects the codes and adds up the latents in the order of the
-layers. A sample that finishes decodes its actions in the same program.
+A program does `BLOCK_B` samples; tensors are [samples, elements], elements (t, d) in memory order. Layers are
+unrolled: a first loop over them reads the logits and keeps, per element, main's choice (one register a layer)
+and whether the draft agrees (a field of a few bits a layer, wide enough to be summed over a sample as it is);
+the walk is arithmetic on those fields; a second loop selects the codes and adds up the latents in the order
+of the layers. Samples that finish decode their actions in the same program.
 
-Nothing that the reference would leave as it is gets written, and logits of final layers are not read after
-the first pass. Integer outputs and latents are the reference's bits: there is no a * b + c on their way that
-could be fused.
+Where the logits of a layer are contiguous a lane reads words of `PACK` neighbouring elements, and rows are
+taken apart in registers; any other strides are read level by level (`PACK` 1).
+
+Nothing that the reference would leave as it is gets written. Logits of final layers are not read after the
+first pass, unless the launch is `EAGER`. Integer outputs and latents are the reference's bits: there is no
+a * b + c on their way that could be fused.
 """
-
-import struct
-from collections.abc import Sequence
 
 import torch
 import triton
@@ -21,6 +21,26 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from .state import AcceptParams, ActionDecoder, RoundState
+from .triton_launch import Launch, constants, double_bits, largest_pack, launch_choice
+from .triton_parts import (
+    below_bit,
+    bit_of,
+    field,
+    field_at,
+    field_sums,
+    load_logit,
+    load_matrix,
+    load_rows,
+    load_vector,
+    load_words,
+    mish,
+    most_likely,
+    most_likely_of,
+    of_elements,
+    product,
+    sampled,
+    softmax_mean,
+)
 
 
 @torch.no_grad()
@@ -35,12 +55,18 @@ def accept_triton_(
     draft_probs: Float[Tensor, "B L T D V"] | None = None,
     decoder: ActionDecoder | None = None,
     actions: Float[Tensor, "B T A"] | None = None,
+    launch: Launch | None = None,
 ) -> None:
-    """`rsd_fast.kernels.accept.accept_` for inputs that were checked; one launch, no synchronisation."""
+    """`rsd_fast.kernels.accept.accept_` for inputs that were checked; one launch, no synchronisation.
+
+    `launch` is for benches and tests; None takes `launch_choice`.
+    """
     batch, dims = logits.shape[0], logits.shape[3]
     hidden = 0 if decoder is None or decoder.b1 is None else decoder.b1.shape[0]
     sampling = params.temperature > 0
-    accept_kernel[(batch,)](
+    if launch is None:
+        launch = launch_choice(batch, logits.shape[1:], 1 if sampling else largest_pack(logits))
+    accept_kernel[(triton.cdiv(batch, launch.samples),)](
         logits,
         *logits.stride(),
         state.codes,
@@ -62,41 +88,15 @@ def accept_triton_(
         decoder.gain if decoder else None,
         decoder.offset if decoder else None,
         actions,
+        batch,
         params.need,
         params.log_tau,
         double_bits(params.temperature),
-        **constants(params, logits.shape, hidden, dims if actions is None else actions.shape[2]),
+        **constants(params, logits.shape, hidden, dims if actions is None else actions.shape[2], launch),
     )
 
 
-def constants(params: AcceptParams, shape: Sequence[int], hidden: int, action_dims: int) -> dict[str, int | str | bool]:
-    """What the kernel is compiled for, `num_warps` included; `shape` is the logits'."""
-    _, layers, steps, dims, levels = shape
-    lanes = triton.next_power_of_2(steps) * triton.next_power_of_2(dims)
-    return {
-        "L": layers,
-        "T": steps,
-        "D": dims,
-        "V": levels,
-        "H": hidden,
-        "A": action_dims,
-        "stop": params.stop,
-        "granularity": params.granularity,
-        "rule": params.rule,
-        "keep": params.keep,
-        "redraft": params.redraft,
-        "expected": params.expected,
-        "sampling": params.temperature > 0,
-        "num_warps": min(max(lanes // 32, 1), 32),  # one element a thread while there are threads
-    }
-
-
-def double_bits(value: float) -> int:
-    """A float64 as an integer: Triton passes a Python float as float32."""
-    return struct.unpack("q", struct.pack("d", value))[0]
-
-
-@triton.jit(do_not_specialize=["need", "temperature_bits"])
+@triton.jit(do_not_specialize=["B", "need", "temperature_bits"])
 def accept_kernel(
     logits,
     stride_b,
@@ -123,6 +123,7 @@ def accept_kernel(
     gain,
     offset,
     actions,
+    B,
     need,
     log_tau,
     temperature_bits,
@@ -139,255 +140,180 @@ def accept_kernel(
     redraft: tl.constexpr,
     expected: tl.constexpr,
     sampling: tl.constexpr,
+    E_PAD: tl.constexpr,
+    FIELD: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    PACK: tl.constexpr,
+    EAGER: tl.constexpr,
 ):
-    """One sample's pass. Needs `stop` <= L <= 16, and everything but the logits contiguous."""
-    T_PAD: tl.constexpr = triton.next_power_of_2(T)
-    D_PAD: tl.constexpr = triton.next_power_of_2(D)
-    L_PAD: tl.constexpr = triton.next_power_of_2(L)
-    b = tl.program_id(0).to(tl.int64)
-    lane = tl.arange(0, T_PAD * D_PAD)
-    t, d = lane // D_PAD, lane % D_PAD
-    inside = (t < T) & (d < D)
-    element = t * D + d
+    """One pass of `BLOCK_B` samples. Needs `stop` <= L <= 16, and everything but the logits contiguous."""
+    E: tl.constexpr = T * D
+    UNROLLED: tl.constexpr = V <= 16 and not sampling
+    dtype: tl.constexpr = logits.dtype.element_ty
+    i_b = tl.program_id(0).to(tl.int64) * BLOCK_B
+    LANES: tl.constexpr = E_PAD // PACK
+    i_b = tl.program_id(0).to(tl.int64) * BLOCK_B
+    o_b = tl.max_contiguous(i_b + tl.arange(0, BLOCK_B), 1)[:, None]
+    lane = tl.arange(0, LANES)[None, :]
+    e = tl.arange(0, E_PAD)[None, :]
+    d = tl.broadcast_to(e % D, (BLOCK_B, E_PAD))
+    a_sample = tl.broadcast_to(o_b, (BLOCK_B, LANES))  # what a sample has one of, every lane loads
+    exists = a_sample < B
 
-    # All of these before the branch: their latencies overlap.
-    is_finished = tl.load(finished + b)
-    done_passes = tl.load(passes + b)
-    proposed = tl.minimum(tl.load(drafted + b), stop - 1)  # layers that hold a proposal
-    entry = tl.load(frontier + b * (T * D) + element, mask=inside, other=stop)
-    tl.debug_barrier()  # or the compiler moves them below
-    if is_finished != 0:
-        return
+    live = exists & (tl.load(finished + a_sample, mask=exists, other=1) == 0)
+    done_passes = tl.load(passes + a_sample, mask=exists, other=0)
+    proposed = tl.minimum(tl.load(drafted + a_sample, mask=exists, other=0), stop - 1)
     first = done_passes == 0
-    read_from = tl.where(first, 0, entry)  # the first pass counts over all layers
+    # [samples, lanes] -> [samples, elements]
+    is_first, proposes = of_elements(first, PACK), of_elements(proposed, PACK)
+    if EAGER:
+        wanted = (o_b < B) & (e < E)
+        inside = of_elements(live, PACK) & (e < E)
+    else:
+        any_live = tl.max(live.to(tl.int32), 1, keep_dims=True)
+        if tl.max(any_live) == 0:
+            return
+        inside = (any_live != 0) & (e < E)
+        wanted = inside
+    frontier += o_b * E + e
+    entry = tl.load(frontier, mask=wanted, other=0)
+    read_from = tl.where(is_first, 0, entry)  # the first pass counts over all layers
+    codes += o_b * (L * E) + e
+    rows = logits + o_b * stride_b + (e // D).to(tl.int64) * stride_t + d.to(tl.int64) * stride_d
+    if PACK > 1:
+        WORD: tl.constexpr = tl.int32 if PACK * dtype.primitive_bitwidth == 32 else tl.int64
+        words = logits.to(tl.pointer_type(WORD)) + o_b * (stride_b // PACK) + lane * V
+        words_wanted = (exists if EAGER else live) & (lane < E // PACK)
+        words_from = tl.min(tl.reshape(read_from, (BLOCK_B, LANES, PACK)), 2)
+    else:
+        words, words_wanted, words_from = rows, wanted, read_from
+    drafts = ()  # the codes at entry, per layer
+    loaded = ()
+    if EAGER and UNROLLED:
+        for l in tl.static_range(stop):
+            loaded = loaded + (load_words(words + l * (stride_l // PACK), stride_v, words_wanted, V),)
+    for l in tl.static_range(stop):
+        drafts = drafts + (tl.load(codes + l * E, mask=wanted),)
+    if EAGER and H > 0 and actions is not None:
+        inner, outer = load_matrix(w1, H, D), load_matrix(w2, A, H)
 
-    # Compare.
-    rows = logits + b * stride_b + t.to(tl.int64) * stride_t + d.to(tl.int64) * stride_d
-    codes += b * (L * T * D) + element
-    agrees = tl.zeros_like(lane)  # bit l: layer l
+    # Compare. Sets of layers are integers, bit l for layer l.
+    agrees = tl.zeros((BLOCK_B, E_PAD), tl.int32)
+    valid = tl.zeros((BLOCK_B, E_PAD), tl.int32)
     choices = ()  # per layer, main's most likely level; when sampling, 32 times its sample on top
     for l in tl.static_range(stop):
         row = rows + l * stride_l
-        read = inside & (read_from <= l)
-        code = tl.load(codes + l * T * D, mask=inside, other=0)
+        code = drafts[l]
         known = (code >= 0) & (code < V)
-        level, top = most_likely(row, stride_v, read, V)
+        read = wanted if EAGER else wanted & (read_from <= l)
+        if not UNROLLED:
+            level, top = most_likely(row, stride_v, read, V)
+        elif EAGER:
+            level, top = most_likely_of(loaded[l], dtype, V, PACK)
+        else:
+            here = load_words(words + l * (stride_l // PACK), stride_v, words_wanted & (words_from <= l), V)
+            level, top = most_likely_of(here, dtype, V, PACK)
         if sampling:
-            at = (b * L + l) * (T * D) + element
+            at = (o_b * L + l) * E + e
             own, agree = sampled(
                 row, stride_v, read, top, code, known, uniforms + at * 2, draft_probs, at * V,
-                first & (l < proposed), temperature_bits, V,
+                is_first & (l < proposes), temperature_bits, V,
             )  # fmt: skip
             level += 32 * own
         elif rule == "distance":
-            near = tl.load(slack + l * D + d, mask=inside, other=-1)
-            agree = known & (tl.abs(code - level) <= near)
+            agree = known & (tl.abs(code - level) <= tl.load(slack + l * D + d))
         else:
             at_code = load_logit(row + code * stride_v, read & known)
             agree = known & (tl.where(at_code == top, 0.0, at_code - top) >= log_tau)
-        agrees |= tl.where(inside & agree & (l < proposed), 1 << l, 0)
-        choices = choices + (level,)  # type: ignore[assignment]  # noqa: RUF005 -- no starred tuples in Triton
+        choices = choices + (level,)
+        agrees |= tl.where(agree, 1 << l, 0)
+        valid |= tl.where(known, 1 << l, 0)
+    agrees &= tl.where(inside, below_bit(proposes), 0)
 
-    # Which layers let a walk pass, as bits.
+    # Walk.
+    agree_sums = field_sums(agrees, stop - 1, FIELD)
+    final = below_bit(tl.where(inside, entry, 0))
     if granularity == "layer":
-        layer = tl.arange(0, L_PAD)
-        enough = (count_bits(agrees, L_PAD) >= need) & (layer < proposed)
-        passing = tl.sum(enough.to(tl.int32) << layer, 0)
+        passing = tl.zeros((BLOCK_B, E_PAD), tl.int32)
+        for l in tl.static_range(stop - 1):
+            enough = (field(agree_sums, l, FIELD) >= need) & (l < proposes)
+            passing |= tl.where(enough, 1 << l, 0)
+        passing = passing | final
     elif granularity == "element":
-        passing = agrees
+        passing = agrees | final
     else:
-        passing = 0
+        passing = final
+    walked = (passing ^ (passing + 1)) >> 1  # the lowest bits up to the first that is not set
+    stands = agrees | valid if keep == "draft" else agrees
+    keeps = final | (walked & stands)
 
-    # Walk, select and dequantise.
-    below = inside | True  # every layer so far was final at entry or is accepted now
-    walked = tl.zeros_like(lane)
-    held = tl.zeros_like(lane)  # bit l: an accepted layer l that holds the draft's code
-    stood = inside | True  # no code below stop - 1 changed
-    total = tl.zeros(lane.shape, tl.float32)
+    # Select and dequantise.
+    equal = tl.zeros((BLOCK_B, E_PAD), tl.int32)
+    total = tl.zeros((BLOCK_B, E_PAD), tl.float32)
     before_last = total
     for l in tl.static_range(stop):
-        code = tl.load(codes + l * T * D, mask=inside, other=0)
-        here = below
-        below = here & ((((passing >> l) & 1) != 0) | (entry > l))
-        accepted = below & (entry <= l)
-        stands = ((agrees >> l) & 1) != 0
-        if keep == "draft":
-            stands |= (code >= 0) & (code < V)
-        level = choices[l]
+        code, level = drafts[l], choices[l]
         if sampling:
-            level = tl.where(here, level >> 5, level & 31)
-        new = tl.where((entry > l) | (accepted & stands), code, level)
+            level = tl.where((((walked << 1) | 1) & (1 << l)) != 0, level >> 5, level & 31)
+        new = tl.where((keeps & (1 << l)) != 0, code, level)
         same = new == code
-        tl.store(codes + l * T * D, new, mask=inside & ~same)
-        walked += below.to(tl.int32)
-        held |= tl.where(inside & accepted & same, 1 << l, 0)
-        if l < stop - 1:
-            stood &= same
-        else:
+        tl.store(codes + l * E, new, mask=inside & ~same)
+        equal |= tl.where(same, 1 << l, 0)
+        if l == stop - 1:
             before_last = total
-        total += tl.load(codebook + (l * D + d) * V + new, mask=inside, other=0.0)
+        total += tl.load(codebook + (l * D + d) * V + new)
 
-    unfinished = entry < stop
-    reach = walked + 1
+    unfinished = inside & (entry < stop)
     if granularity == "all":
-        reach = tl.full(lane.shape, stop, tl.int32)
+        reach = tl.full((BLOCK_B, E_PAD), stop, tl.int32)
+    else:
+        reach = bit_of(walked + 1) + 1
     reach = tl.where(unfinished, reach, entry)
     if expected:
-        row = rows + (stop - 1) * stride_l
         levels = codebook + ((stop - 1) * D + d) * V
-        last = softmax_mean(row, stride_v, inside & unfinished, levels, V)
+        last = softmax_mean(rows + (stop - 1) * stride_l, stride_v, unfinished, levels, V)
+        stood = (equal | (1 << (stop - 1))) == (1 << stop) - 1
         total = tl.where((reach >= stop) & (stood | (granularity == "all")), before_last + last, total)
-    latents += b * (T * D) + element
-    total = tl.where(unfinished, total, tl.load(latents, mask=inside & ~unfinished, other=0.0))
-    reached = tl.sum((inside & (reach >= stop)).to(tl.int32), 0)
-    ends = reached >= (need if granularity == "element" else T * D)
+    latents_at = latents + o_b * E + e
+    total = tl.where(unfinished, total, tl.load(latents_at, mask=inside & ~unfinished, other=0.0))
+    reached = tl.sum((inside & (reach >= stop)).to(tl.int32), 1, keep_dims=True)
+    ends = reached >= (need if granularity == "element" else E)
 
-    # Write. Every lane has read what is written below: the sum above waited for all of them.
-    tl.store(frontier + b * (T * D) + element, reach, mask=inside & unfinished)
-    tl.store(latents, total, mask=inside & unfinished)
-    tl.store(drafted + b, stop - 1 if redraft else 0)
-    tl.store(finished + b, ends.to(tl.int32))
-    tl.store(passes + b, done_passes + 1)
-    if first:
-        layer = tl.arange(0, L_PAD)
-        agree_counts = tl.where(layer < proposed, count_bits(agrees, L_PAD), -1)
-        held_counts = tl.where(layer < proposed, count_bits(held, L_PAD), -1)
-        tl.store(agreed + b * L + layer, agree_counts, mask=layer < L)
-        tl.store(kept + b * L + layer, held_counts, mask=layer < L)
+    # Write. Every lane has read what is written below: the sum above waited for all of a sample's.
+    tl.store(frontier, reach, mask=unfinished)
+    tl.store(latents_at, total, mask=unfinished)
+    one = live & (lane == 0)
+    tl.store(drafted + a_sample, stop - 1 if redraft else 0, mask=one)
+    tl.store(finished + a_sample, tl.broadcast_to(ends.to(tl.int32), (BLOCK_B, LANES)), mask=one)
+    tl.store(passes + a_sample, done_passes + 1, mask=one)
+    held_sums = field_sums(tl.where(inside, walked & ~final & equal, 0), stop - 1, FIELD)
+    counted = live & first & (lane < L)  # here a lane is a layer
+    tl.store(agreed + o_b * L + lane, tl.where(lane < proposed, field_at(agree_sums, lane, FIELD), -1), mask=counted)
+    tl.store(kept + o_b * L + lane, tl.where(lane < proposed, field_at(held_sums, lane, FIELD), -1), mask=counted)
     if actions is not None:  # noqa: SIM102 -- decided when compiling
-        if ends:
-            actions += b * (T * A)
+        ends = live & ends
+        if tl.max(tl.max(ends.to(tl.int32), 1), 0) != 0:
             if H > 0:
-                z = tl.reshape(tl.where(inside, total, 0.0), (T_PAD, D_PAD))
-                decode_hidden(z, w1, b1, w2, b2, gain, offset, actions, T, D, H, A)
+                if not EAGER:
+                    inner, outer = load_matrix(w1, H, D), load_matrix(w2, A, H)
+                # Rows (sample, t) of a matrix: a sample's elements are STEPS such rows, or are fetched as rows.
+                RESHAPED: tl.constexpr = triton.next_power_of_2(D) == D
+                STEPS: tl.constexpr = E_PAD // D if RESHAPED else triton.next_power_of_2(T)
+                r = tl.arange(0, BLOCK_B * STEPS)[:, None]
+                row_at = (i_b + r // STEPS) * T + r % STEPS
+                if RESHAPED:
+                    z = tl.reshape(total, (BLOCK_B * STEPS, D))
+                else:
+                    tl.debug_barrier()
+                    z = load_rows(latents, row_at, (r % STEPS < T) & (i_b + r // STEPS < B), D)
+                hidden = product(z, inner) + load_vector(b1, H)
+                out = product(mish(hidden), outer) + load_vector(b2, A)
+                out = out * load_vector(gain, A) + load_vector(offset, A)
+                a = tl.arange(0, triton.next_power_of_2(A))[None, :]
+                of_row = tl.broadcast_to(tl.max(ends.to(tl.int32), 1)[:, None], (BLOCK_B, STEPS))
+                writes = (tl.reshape(of_row, (BLOCK_B * STEPS, 1)) != 0) & (r % STEPS < T) & (a < A)
+                tl.store(actions + row_at * A + a, out, mask=writes)
             else:
                 if gain is not None:
-                    total = total * tl.load(gain + d, mask=inside) + tl.load(offset + d, mask=inside)
-                tl.store(actions + element, total, mask=inside)
-
-
-@triton.jit
-def load_logit(pointers, mask):
-    """In fp32 at once; NaN and lanes outside the mask are -inf."""
-    x = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
-    return tl.where(mask & (x == x), x, -float("inf"))
-
-
-@triton.jit
-def most_likely(row, stride_v, mask, V: tl.constexpr):
-    """The lowest level with the largest logit, and that logit. No comparison with NaN is true."""
-    CHUNK: tl.constexpr = V if V <= 16 else 4 if V % 4 == 0 else 1  # more would compile for minutes
-    top = tl.full(mask.shape, -float("inf"), tl.float32)
-    level = tl.zeros(mask.shape, tl.int32)
-    for start in range(0, V, CHUNK):
-        for i in tl.static_range(CHUNK):
-            v = start + i
-            x = tl.load(row + v * stride_v, mask=mask, other=0.0).to(tl.float32)
-            larger = x > top
-            top = tl.where(larger, x, top)
-            level = tl.where(larger, v, level)
-    return level, top
-
-
-@triton.jit
-def count_bits(bits, LAYERS: tl.constexpr):
-    """Over all lanes, how often each bit is set, [LAYERS]."""
-    layer = tl.arange(0, LAYERS)
-    return tl.sum((bits[:, None] >> layer[None, :]) & 1, 0)
-
-
-@triton.jit
-def softmax_mean(row, stride_v, mask, levels, V: tl.constexpr):
-    """The mean of the levels under the softmax of the row."""
-    top = most_likely(row, stride_v, mask, V)[1]
-    weights = tl.zeros(mask.shape, tl.float32)
-    mean = tl.zeros(mask.shape, tl.float32)
-    for v in range(V):
-        x = load_logit(row + v * stride_v, mask)
-        w = tl.where(x == top, 1.0, tl.exp(x - top))
-        weights += w
-        mean += w * tl.load(levels + v, mask=mask, other=0.0)
-    return tl.div_rn(mean, weights)
-
-
-@triton.jit
-def sampled(
-    row, stride_v, mask, top, code, known, uniforms, draft_probs, probs_at, ratio, temperature_bits,
-    V: tl.constexpr,
-):  # fmt: skip
-    """Main's sampled choice, and whether the draft's code is accepted; `ratio`: by p / q where q is known."""
-    u_sample = tl.load(uniforms + 1, mask=mask, other=0.0)
-    total = tl.zeros(mask.shape, tl.float32)
-    for v in range(V):
-        total += weight(row + v * stride_v, mask, top, temperature_bits)
-    running = tl.zeros(mask.shape, tl.float32)
-    own = tl.zeros(mask.shape, tl.int32)
-    for v in range(V):
-        running += weight(row + v * stride_v, mask, top, temperature_bits)
-        own += (running <= u_sample * total).to(tl.int32)
-    own = tl.minimum(own, V - 1)
-    agree = own == code
-    if draft_probs is not None:
-        q = draft_probs + probs_at
-        at_code = mask & known
-        p = tl.div_rn(weight(row + code * stride_v, at_code, top, temperature_bits), total)
-        u_accept = tl.load(uniforms, mask=mask, other=0.0)
-        accept = known & (u_accept * tl.load(q + code, mask=at_code, other=0.0) < p)
-        leftover = tl.zeros(mask.shape, tl.float32)
-        for v in range(V):
-            p = tl.div_rn(weight(row + v * stride_v, mask, top, temperature_bits), total)
-            leftover += tl.maximum(p - tl.load(q + v, mask=mask, other=0.0), 0.0)
-        running = tl.zeros(mask.shape, tl.float32)
-        other = tl.zeros(mask.shape, tl.int32)
-        for v in range(V):
-            p = tl.div_rn(weight(row + v * stride_v, mask, top, temperature_bits), total)
-            running += tl.maximum(p - tl.load(q + v, mask=mask, other=0.0), 0.0)
-            other += (running <= u_sample * leftover).to(tl.int32)
-        other = tl.where(leftover == 0.0, own, tl.minimum(other, V - 1))
-        own = tl.where(ratio, tl.where(accept, code, other), own)
-        agree = tl.where(ratio, accept, agree)
-    return own, agree
-
-
-@triton.jit
-def weight(pointers, mask, top, temperature_bits):
-    """exp((x - max x) / temperature), in float64 and rounded once, as in every backend."""
-    x = load_logit(pointers, mask)
-    log = tl.where(x == top, 0.0, x - top).to(tl.float64)
-    return tl.exp(log / temperature_bits.to(tl.float64, bitcast=True)).to(tl.float32)
-
-
-@triton.jit
-def decode_hidden(
-    z, w1, b1, w2, b2, gain, offset, actions,
-    T: tl.constexpr, D: tl.constexpr, H: tl.constexpr, A: tl.constexpr,
-):  # fmt: skip
-    """Writes gain * (w2 @ mish(w1 @ z + b1) + b2) + offset."""
-    T_PAD: tl.constexpr = z.shape[0]
-    D_PAD: tl.constexpr = z.shape[1]
-    A_PAD: tl.constexpr = triton.next_power_of_2(A)
-    H_PAD: tl.constexpr = triton.next_power_of_2(H)
-    d, h, a, t = tl.arange(0, D_PAD), tl.arange(0, H_PAD), tl.arange(0, A_PAD), tl.arange(0, T_PAD)
-    inner = tl.load(w1 + h[None, :] * D + d[:, None], mask=(h < H)[None, :] & (d < D)[:, None], other=0.0)
-    outer = tl.load(w2 + a[None, :] * H + h[:, None], mask=(a < A)[None, :] & (h < H)[:, None], other=0.0)
-    hidden = product(z, inner) + tl.load(b1 + h, mask=h < H, other=0.0)[None]
-    total = product(mish(hidden), outer) + tl.load(b2 + a, mask=a < A, other=0.0)[None]
-    total = total * tl.load(gain + a, mask=a < A)[None] + tl.load(offset + a, mask=a < A)[None]
-    tl.store(actions + t[:, None] * A + a[None, :], total, mask=(t < T)[:, None] & (a < A)[None, :])
-
-
-@triton.jit
-def product(x, y):
-    """The matrix product in plain fp32, no tensor cores; tl.dot wants at least 16 terms."""
-    if x.shape[1] >= 16:
-        return tl.dot(x, y, input_precision="ieee")
-    else:
-        return tl.sum(x[:, :, None] * y[None], 1)
-
-
-@triton.jit
-def mish(x):
-    """Mish, x * tanh(log(1 + e^x)), as tanh(log(1 + e)) = n / (n + 2) with n = e (e + 2): no cancelling."""
-    e = tl.exp(tl.minimum(x, 20.0))  # from there on the factor is 1
-    n = e * (e + 2.0)
-    return x * (n / (n + 2.0))
+                    total = total * tl.load(gain + d) + tl.load(offset + d)
+                tl.store(actions + o_b * E + e, total, mask=inside & of_elements(ends, PACK))
