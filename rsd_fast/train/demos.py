@@ -7,6 +7,7 @@ not on the number of workers.
 
 from __future__ import annotations
 
+import json
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy as np
 from ..progress import progress_bar
 from ..sim.experts.disturbance import Disturbance
 from ..sim.suites import Task, TaskEnv, get_suite, get_task
-from .hdf5 import Demonstration, gather, read_task_file_seeds, write_part
+from .hdf5 import Demonstration, gather, read_task_file_seeds, settings, write_part
 
 if TYPE_CHECKING:
     from .config import DemosConfig
@@ -56,7 +57,7 @@ def run(config: DemosConfig) -> list[Path]:
         the files, one a task.
 
     Raises:
-        ValueError: an unknown suite or task, or a file made with other settings.
+        ValueError: an unknown suite or task, or files made with other settings.
         RuntimeError: the expert of a task fails too often.
     """
     suite = get_suite(config.suite)
@@ -92,11 +93,27 @@ def is_complete(file: Path, config: DemosConfig) -> bool:
     return True
 
 
+def open_parts(folder: Path, config: DemosConfig) -> None:
+    """Makes the folder of finished episodes, or goes on with the one that is there.
+
+    Raises:
+        ValueError: its episodes were made with other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / "settings.json"
+    if note.exists() and json.loads(note.read_text()) != settings(config):
+        raise ValueError(
+            f"got unfinished demonstrations in {folder} made with {note.read_text()}, expected {settings(config)}; "
+            "delete the folder or use them"
+        )
+    note.write_text(json.dumps(settings(config)))
+
+
 def record_task(
     task: Task, config: DemosConfig, folder: Path, pool: ProcessPoolExecutor, advance: Any
 ) -> list[Job]:
     """Records until enough episodes succeeded; returns their jobs, in the order of their seeds."""
-    folder.mkdir(parents=True, exist_ok=True)
+    open_parts(folder, config)
     done: list[Job] = []
     first = config.seed
     for _ in range(WAVES):
