@@ -115,7 +115,7 @@ class Acceptance:
         if not 0.0 < self.theta <= 1.0:
             raise ValueError(f"got theta {self.theta}, expected a share in (0, 1]")
         if self.temperature > 0.0 and self.rule != exact():
-            raise ValueError(f"got temperature {self.temperature} with {self.rule}, expected rule 'exact' when sampling")
+            raise ValueError(f"got temperature {self.temperature} and {self.rule}, expected rule 'exact' when sampling")
 
     def params(self, *, stop: int, elements: int, redraft: bool, parallel: bool = False) -> AcceptParams:
         """The kernel's parameters for chunks of `elements` = T * D elements decoded to `stop` layers."""
