@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import settings
+from torch.utils._device import _device_constructors
 
 settings.register_profile("rsd_fast", deadline=None)
 settings.load_profile("rsd_fast")
@@ -24,6 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def poisoned_empty() -> Iterator[None]:
     """Uninitialised memory that the package asks for holds NaN, or a huge number: an unwritten output fails."""
+    _device_constructors()  # torch remembers them at the first call; `with torch.device("meta")` needs the real ones
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in ALLOCATORS:
             patch.setattr(owner, name, poisoning(getattr(owner, name)))

@@ -100,7 +100,7 @@ def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_byte
     if len(shards) == 1:
         (folder / "0.safetensors").rename(folder / SINGLE)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards):
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         (folder / f"{number}.safetensors").rename(folder / file)

@@ -25,6 +25,7 @@ from rsd_fast.models.openvla import (
     is_unread,
     published_name,
     read_backbone,
+    read_cameras,
     read_prompt,
     read_statistics,
     read_vision,
@@ -171,6 +172,8 @@ def open_openvla(
     folder = OpenVLAFolder.open(path_or_hub_id)
     causal = not folder.is_oft if options.causal is None else options.causal
     backbone, vocab_size = read_backbone(folder.config, causal)
+    if backbone.depth > len(folder.shards.shapes):  # before anything of that size is built
+        raise ValueError(f"config.json has {backbone.depth} layers, but there are {len(folder.shards.shapes)} tensors")
     key, statistics = read_statistics(folder.path, folder.config, unnorm_key)
 
     codec = _codec(rfsq, needed=rfsq_head is not None)
@@ -188,7 +191,7 @@ def open_openvla(
         backbone=backbone,
         head=head,
         heads=(*widths, *options.new_heads),
-        cameras=options.cameras or folder.config.get("num_images_in_input") or (2 if folder.is_oft else 1),
+        cameras=options.cameras or read_cameras(folder.config, default=2 if folder.is_oft else 1),
         vocab_size=vocab_size,
         max_tokens=options.max_prompt_tokens + prompt.extra_tokens,
         head_widths={name: hidden for name, hidden in widths.items() if hidden},

@@ -100,14 +100,16 @@ def read_vision(config: dict[str, Any], preprocessor: dict[str, Any]) -> VisionC
     """
     ids, sizes = config.get("timm_model_ids"), config.get("image_sizes")
     fused = bool(config.get("use_fused_vision_backbone"))
-    if not isinstance(ids, list) or not isinstance(sizes, list) or len(ids) != len(sizes) or len(ids) != 1 + fused:
+    if not isinstance(ids, list) or not isinstance(sizes, list) or not len(ids) == len(sizes) == 1 + fused:
         raise ValueError(
             f"config.json has timm_model_ids {ids}, image_sizes {sizes}, use_fused_vision_backbone {fused}; "
             "expected two of each where it is fused, else one"
         )
-    if unknown := [name for name in ids if name not in FEATURIZERS]:
+    if unknown := [name for name in ids if str(name) not in FEATURIZERS]:
         raise ValueError(f"config.json names featurisers {unknown}, expected some of {sorted(FEATURIZERS)}")
-    if any(config.get("timm_override_act_layers") or []):
+    if wrong := [size for size in sizes if not _is_positive(size, int)]:
+        raise ValueError(f"config.json has image_sizes {wrong}, expected whole numbers above 0")
+    if config.get("timm_override_act_layers") not in (None, [None] * len(ids)):
         raise ValueError(f"timm_override_act_layers {config['timm_override_act_layers']} are not supported")
     for source, settings in (("config.json", config), ("preprocessor_config.json", preprocessor)):
         if (strategy := settings.get("image_resize_strategy", "resize-naive")) != "resize-naive":
@@ -121,20 +123,27 @@ def read_vision(config: dict[str, Any], preprocessor: dict[str, Any]) -> VisionC
 
 def _pixel_statistics(preprocessor: dict[str, Any], count: int) -> list[tuple[Any, Any]]:
     # `tvf_normalize_params` is what is applied; `means` and `stds` are what it was made of.
+    means, stds = preprocessor.get("means"), preprocessor.get("stds")
     applied = preprocessor.get("tvf_normalize_params")
     if isinstance(applied, list) and all(isinstance(entry, dict) for entry in applied):
         means, stds = ([entry.get(key) for entry in applied] for key in ("mean", "std"))
-    else:
-        means, stds = preprocessor.get("means"), preprocessor.get("stds")
-    if not all(isinstance(v, list) and len(v) == count and all(_is_rgb(entry) for entry in v) for v in (means, stds)):
-        raise ValueError(
-            f"preprocessor_config.json has means {means} and stds {stds}, expected three numbers a featuriser ({count})"
-        )
+    for values in (means, stds):
+        if not isinstance(values, list) or len(values) != count or not all(_is_rgb(entry) for entry in values):
+            raise ValueError(
+                f"preprocessor_config.json has means {means} and stds {stds}, "
+                f"expected three numbers a featuriser ({count})"
+            )
+    assert means is not None and stds is not None
     return list(zip(means, stds, strict=True))
 
 
 def _is_rgb(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(x, int | float) for x in value)
+    return isinstance(value, list) and len(value) == 3 and all(isinstance(x, int | float) for x in value)
+
+
+def _is_positive(value: Any, kind: type) -> bool:
+    numbers = (int, float) if kind is float else int
+    return isinstance(value, numbers) and not isinstance(value, bool) and value > 0
 
 
 def read_backbone(config: dict[str, Any], causal: bool) -> tuple[BackboneConfig, int]:
@@ -150,13 +159,17 @@ def read_backbone(config: dict[str, Any], causal: bool) -> tuple[BackboneConfig,
             "expected 'openvla' over a 'llama'"
         )
     sizes = {name: text.get(name, default) for name, default in _LLAMA.items()}
+    sizes["vocab_size"] = text.get("vocab_size")
+    for name, value in sizes.items():
+        if not _is_positive(value, float if isinstance(_LLAMA.get(name), float) else int):
+            raise ValueError(f"config.json has {name} {value!r} in its text_config, expected a number above 0")
     same = {"num_key_value_heads": sizes["num_attention_heads"], "hidden_act": "silu", "rope_scaling": None}
     odd = {name: text[name] for name, value in same.items() if text.get(name, value) not in (value, None)}
     for name, value in (("n_action_bins", ACTION_BINS), ("pad_to_multiple_of", VOCABULARY_PADDING)):
         if config.get(name, value) != value:
             odd[name] = config[name]
-    if odd or not isinstance(text.get("vocab_size"), int):
-        raise ValueError(f"config.json has {odd or 'no vocab_size'}, which no published OpenVLA has: not supported")
+    if odd:
+        raise ValueError(f"config.json has {odd}, which no published OpenVLA has: not supported")
     backbone = BackboneConfig(
         width=sizes["hidden_size"],
         depth=sizes["num_hidden_layers"],
@@ -166,7 +179,7 @@ def read_backbone(config: dict[str, Any], causal: bool) -> tuple[BackboneConfig,
         rope_theta=sizes["rope_theta"],
         causal=causal,
     )
-    return backbone, text["vocab_size"]
+    return backbone, sizes["vocab_size"]
 
 
 def read_prompt(tokenizer: Tokenizer, config: dict[str, Any], placeholders: int) -> PromptConfig:
@@ -175,18 +188,28 @@ def read_prompt(tokenizer: Tokenizer, config: dict[str, Any], placeholders: int)
     Raises:
         ValueError: the vocabulary is larger than the model's, or lacks a token that the prompt needs.
     """
-    ids = {name: tokenizer.token_to_id(name) for name in ("<s>", "</s>", "▁")}
-    if missing := [name for name, value in ids.items() if value is None]:
-        raise ValueError(f"tokenizer.json has no {', '.join(missing)}; expected Llama 2's tokenizer")
+    begin, stop, end = (tokenizer.token_to_id(name) for name in ("<s>", "</s>", "▁"))
+    if begin is None or stop is None or end is None:
+        raise ValueError("tokenizer.json lacks '<s>', '</s>' or '▁'; expected Llama 2's tokenizer")
     text = config["text_config"]
-    pad = config.get("pad_token_id") or text.get("pad_token_id") or ids["</s>"]  # masked: any id that is embedded
+    pad = config.get("pad_token_id") or text.get("pad_token_id") or stop  # masked: any id that is embedded
+    if not _is_positive(pad, int):
+        raise ValueError(f"config.json has pad_token_id {pad!r}, expected an id")
     largest = max([*tokenizer.get_vocab(with_added_tokens=True).values(), pad])
     if largest >= text["vocab_size"]:
         raise ValueError(
             f"the tokenizer has ids up to {largest}, but the model embeds {text['vocab_size']}: "
             "they are not of one checkpoint"
         )
-    return PromptConfig(begin=ids["<s>"], end=ids["▁"], stop=ids["</s>"], pad=pad, placeholders=placeholders)
+    return PromptConfig(begin=begin, end=end, stop=stop, pad=pad, placeholders=placeholders)
+
+
+def read_cameras(config: dict[str, Any], default: int) -> int:
+    """Images an observation, where `config.json` says so."""
+    cameras = config.get("num_images_in_input") or default
+    if not _is_positive(cameras, int):
+        raise ValueError(f"config.json has num_images_in_input {cameras!r}, expected a whole number above 0")
+    return int(cameras)
 
 
 # ---- statistics
@@ -209,7 +232,7 @@ def read_statistics(folder: Path, config: dict[str, Any], key: str | None) -> tu
         raise ValueError(f"{folder} has neither a dataset_statistics.json nor norm_stats in its config.json")
     names = [key, f"{key}_no_noops"] if key else list(statistics) if len(statistics) == 1 else []
     for name in names:
-        if name in statistics:
+        if isinstance(statistics.get(name), dict):
             return name, statistics[name]
     asked = f"no statistics of {key!r}" if key else "statistics of several data sets, so unnorm_key must name one"
     raise ValueError(f"{folder} has {asked}; it has {', '.join(sorted(statistics))}")

@@ -109,8 +109,9 @@ def recognise_head(file: TorchFile) -> HeadFile:
             raise ValueError(f"{file.path} is none of the RFSQ heads: no {name} in {_names(file)}")
         return shapes[name][dim]
 
+    widths: tuple[int, ...] = ()
     if "classification_heads.0.weight" in shapes:
-        name, last, widths = "linear", "classification_heads.{}.weight", ()
+        name, last = "linear", "classification_heads.{}.weight"
     elif "feature_proj.0.weight" in shapes:
         name, last = "trunk", "layer_heads.{}.3.weight"
         widths = (size("feature_proj.0.weight"), size("layer_heads.0.0.weight"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from rsd_fast.engine import RSDInferenceEngine
@@ -241,6 +244,35 @@ def test_every_fault_is_one_clear_error(oft: Path, what: str):
     breaks(oft)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         from_openvla(oft, unnorm_key=KEY, steps=STEPS, device="cpu")
+
+
+JUNK = st.one_of(
+    st.none(), st.booleans(), st.integers(-(10**9), 10**9), st.floats(), st.text(max_size=3), st.just([]), st.just({})
+)
+
+
+def leaves(content: object, path: tuple = ()) -> list[tuple]:
+    """Where a JSON object holds anything, inner objects and lists included."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    return [path, *(leaf for key, value in items for leaf in leaves(value, (*path, key)))]
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), name=st.sampled_from(["config.json", "preprocessor_config.json", "dataset_statistics.json"]))
+def test_junk_anywhere_in_the_json_is_a_value_error_or_harmless(oft: Path, data: st.DataObject, name: str):
+    original = (oft / name).read_text()
+    content = {"": json.loads(original)}
+    *way, last = data.draw(st.sampled_from([("", *path) for path in leaves(content[""])]))
+    place = content
+    for key in way:
+        place = place[key]
+    place[last] = data.draw(JUNK)
+    try:
+        (oft / name).write_text(json.dumps(content[""]))
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            from_openvla(oft, unnorm_key=KEY, steps=STEPS, device="cpu")
+    finally:
+        (oft / name).write_text(original)
 
 
 def other(files: Path, network: type, *arguments: object, **settings: object) -> Path:
