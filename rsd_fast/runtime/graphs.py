@@ -30,6 +30,7 @@ class CapturedStages:
         self._pool = torch.cuda.graph_pool_handle() if pool is None else pool
         self._warm_up()
         torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # as every capture does first; or what it frees would count as negative growth
         before = torch.cuda.memory_reserved()
         self.head = {name: self._capture(stage) for name, stage in stages.head.items()}
         self.forward = self._capture(stages.forward)
