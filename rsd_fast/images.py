@@ -98,7 +98,7 @@ def resize(image: UInt8[Tensor, "H W 3"], size: int) -> UInt8[Tensor, "size size
 
 def resize_lanczos3(image: UInt8[Tensor, "H W 3"], size: int) -> UInt8[Tensor, "size size 3"]:
     """`tf.image.resize(image, (size, size), "lanczos3", antialias=True)`, rounded (half to even) and clipped."""
-    rows, columns = (lanczos3_matrix(inputs, size).to(image.device) for inputs in image.shape[:2])
+    rows, columns = (lanczos3_matrix(inputs, size, image.device) for inputs in image.shape[:2])
     return _apply(image.float(), rows, columns).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -107,7 +107,7 @@ def crop_center(image: UInt8[Tensor, "H W 3"], share: float) -> UInt8[Tensor, "H
 
     `tf.image.crop_and_resize` between `convert_image_dtype` to float and back: the way back truncates `255.5 x`.
     """
-    rows, columns = (crop_matrix(pixels, share).to(image.device) for pixels in image.shape[:2])
+    rows, columns = (crop_matrix(pixels, share, image.device) for pixels in image.shape[:2])
     cropped = _apply(image.float() / 255, rows, columns).clamp(0, 1)
     return (cropped * 255.5).clamp(0, 255).to(torch.uint8)
 
@@ -119,20 +119,24 @@ def _apply(
 
 
 @lru_cache(maxsize=16)
-def lanczos3_matrix(inputs: int, outputs: int) -> Float[Tensor, "outputs inputs"]:
-    """Weights of an antialiased Lanczos-3 resize along one axis; rows sum to one."""
+def lanczos3_matrix(
+    inputs: int, outputs: int, device: torch.device | str = "cpu"
+) -> Float[Tensor, "outputs inputs"]:
+    """Weights of an antialiased Lanczos-3 resize along one axis; rows sum to one. Made once a size and device."""
     scale = inputs / outputs
     stretch = max(scale, 1.0)
     centers = (torch.arange(outputs, dtype=torch.float64) + 0.5) * scale
     offsets = torch.arange(inputs, dtype=torch.float64) + 0.5 - centers[:, None]
     x = offsets / stretch
     weights = torch.where(x.abs() < 3, torch.sinc(x) * torch.sinc(x / 3), torch.zeros_like(x))
-    return (weights / weights.sum(1, keepdim=True)).float()
+    return (weights / weights.sum(1, keepdim=True)).float().to(device)
 
 
 @lru_cache(maxsize=16)
-def crop_matrix(pixels: int, share: float) -> Float[Tensor, "pixels pixels"]:
-    """Weights of a centre crop along one axis, stretched back with corners aligned to the crop's edges."""
+def crop_matrix(
+    pixels: int, share: float, device: torch.device | str = "cpu"
+) -> Float[Tensor, "pixels pixels"]:
+    """Weights of a centre crop along one axis, stretched back with its edges on the image's. Made once, as above."""
     side = share**0.5
     positions = ((1 - side) / 2 + torch.linspace(0, 1, pixels, dtype=torch.float64) * side) * (pixels - 1)
     low = positions.floor().clamp(0, pixels - 1).long()
@@ -142,4 +146,4 @@ def crop_matrix(pixels: int, share: float) -> Float[Tensor, "pixels pixels"]:
     row = torch.arange(pixels)
     weights.index_put_((row, low), 1 - fraction, accumulate=True)
     weights.index_put_((row, high), fraction, accumulate=True)
-    return weights.float()
+    return weights.float().to(device)
