@@ -53,7 +53,7 @@ def prepare_image(image: UInt8[Tensor, "H W 3"], size: int, config: ImageConfig)
     """An upright image of any size -> what the model takes.
 
     Args:
-        image: upright; LIBERO renders upside down and mirrored, see `rotate180`.
+        image: upright; LIBERO's own come with their rows bottom up, see `rotate180`.
         size: pixels a side.
         config: the steps.
 
@@ -68,7 +68,7 @@ def prepare_image(image: UInt8[Tensor, "H W 3"], size: int, config: ImageConfig)
 
 
 def rotate180(image: UInt8[Tensor, "H W 3"]) -> UInt8[Tensor, "H W 3"]:
-    """LIBERO's raw camera images -> upright."""
+    """LIBERO's raw camera images -> as OpenVLA's data show them: upright, and mirrored."""
     return image.flip(0, 1)
 
 
