@@ -13,8 +13,9 @@ from rsd_fast.models.checkpoints import PolicyParts
 from rsd_fast.models.inputs import PolicyInputs
 from rsd_fast.models.loading import baseline_actions, from_openvla
 from rsd_fast.models.main import MainModel
-from rsd_fast.models.openvla import is_unread, published_name
+from rsd_fast.models.openvla import FEATURIZERS, is_unread, published_name
 from rsd_fast.models.presets import OPENVLA_PRESETS
+from rsd_fast.models.vision import VisionTransformer
 from tests.models.openvla_files import (
     ACTIONS,
     INSTRUCTION,
@@ -105,6 +106,39 @@ def test_both_featurisers_agree_with_transformers(oft: PolicyParts, networks: Ne
     expected = reference_features(networks, images)
     assert features.shape == (2, 2 * PATCHES, 32 + 48) and expected.abs().max() > 1
     assert torch.allclose(features, expected, atol=1e-5)
+
+
+TIMM = {
+    "vit_tiny_patch14_reg4_dinov2": {"reg_tokens": 4, "no_embed_class": True, "init_values": 0.5},
+    "vit_tiny_patch14_siglip": {"class_token": False, "global_pool": "map"},
+}
+
+
+@pytest.mark.parametrize("name", TIMM)
+@torch.no_grad()
+def test_a_featuriser_agrees_with_timm_where_it_is_installed(name: str):
+    vit = pytest.importorskip("timm.models.vision_transformer", exc_type=ImportError)
+    config = FEATURIZERS[name]
+    torch.manual_seed(0)
+    reference = vit.VisionTransformer(
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        embed_dim=config.width,
+        depth=config.depth + 1,
+        num_heads=config.heads,
+        mlp_ratio=config.mlp_width / config.width,
+        num_classes=0,
+        **TIMM[name],
+    ).eval()
+    for parameter in reference.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, 0.5, 0.2)
+    weights = {name.replace(".gamma", ".scale_factor"): t for name, t in reference.state_dict().items()}
+    ours = VisionTransformer(config).eval()
+    ours.load_state_dict({name: weights[name] for name in ours.state_dict()})
+    images = torch.randn(2, 3, config.image_size, config.image_size)
+    (expected,) = reference.get_intermediate_layers(images, n={config.depth - 1})
+    assert torch.allclose(ours(images), expected, atol=1e-5)
 
 
 @torch.no_grad()
