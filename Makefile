@@ -1,6 +1,6 @@
 # make demo   sets everything up and runs the closed loop: sequential against RSD, table, plot, video (results/demo)
 #             TRIALS=n episodes a task and mode; stopped, it goes on where it was
-# make test   sets everything up and runs the checks and the tests
+# make test   sets everything up, LIBERO too, and runs the checks and the tests
 # make libero adds LIBERO to what they set up; its assets: docs/libero.md
 # make clean  removes what they made
 # The first three are idempotent; what is there already is left alone.
@@ -23,7 +23,7 @@ $(VENV)/.installed: pyproject.toml setup.py CMakeLists.txt constraints.txt
 	touch $@
 
 $(VENV)/.libero: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[libero]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt "rsd-fast[libero]"
 	$(BIN)/python -m pip install --quiet --no-deps hf-libero==0.1.4 bddl==1.0.1
 	touch $@
 
@@ -35,7 +35,7 @@ gl:
 demo: $(VENV)/.installed gl
 	$(BIN)/rsd-fast eval --suite robosuite --trials $(TRIALS) --modes sequential,rsd --video 1 --out results/demo
 
-test: $(VENV)/.installed gl
+test: $(VENV)/.libero gl
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile

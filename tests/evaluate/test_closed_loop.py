@@ -12,7 +12,6 @@ from rsd_fast.cli import main
 from rsd_fast.evaluate.records import Records
 
 
-@pytest.mark.slow
 def test_shipped_policy_lifts_the_cube_in_both_modes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["eval", "--tasks", "Lift", "--trials", "2", "--modes", "sequential,rsd", "--video", "1"]
     command += ["--workers", "1", "--device", "cpu", "--out", str(tmp_path)]

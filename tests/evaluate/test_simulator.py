@@ -73,7 +73,6 @@ def test_a_killed_process_is_told_from_a_hung_one(marks: Path) -> None:
             one.collect()
 
 
-@pytest.mark.slow
 def test_an_init_state_is_the_same_scene_in_every_process() -> None:
     suite = get_suite("robosuite")
     with simulator(suite, 120.0) as fresh, simulator(suite, 120.0) as used:
@@ -92,7 +91,6 @@ def test_an_init_state_is_the_same_scene_in_every_process() -> None:
         np.testing.assert_array_equal(value, seen[1][name], name)
 
 
-@pytest.mark.slow
 def test_open_cameras_do_not_complain_at_the_interpreters_exit() -> None:
     code = (
         "from rsd_fast.sim.suites import get_suite\n"
