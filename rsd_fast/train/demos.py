@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -66,14 +67,24 @@ def run(config: DemosConfig) -> list[Path]:
     missing = [task for task in tasks if not is_complete(files[task.name], config)]
     # Spawned: GL contexts do not survive a fork.
     with (
-        ProcessPoolExecutor(config.workers, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(config.workers, get_context("spawn"), end_on_interrupt) as pool,
         progress_bar("demonstrations", config.episodes * len(missing)) as advance,
     ):
-        for task in missing:
-            jobs = record_task(task, config, files[task.name].with_suffix(".parts"), pool, advance)
-            gather([job.part for job in jobs], files[task.name], task, config)
-            shutil.rmtree(jobs[0].folder)
+        try:
+            for task in missing:
+                jobs = record_task(task, config, files[task.name].with_suffix(".parts"), pool, advance)
+                gather([job.part for job in jobs], files[task.name], task, config)
+                shutil.rmtree(jobs[0].folder)
+        except BaseException:  # the pool would first play everything that is waiting
+            pool.shutdown(cancel_futures=True)
+            raise
     return list(files.values())
+
+
+def end_on_interrupt() -> None:
+    """Ctrl-C reaches the workers too, and ends them: as an exception it would only end the episode at hand."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell's background job ignores it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def is_complete(file: Path, config: DemosConfig) -> bool:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +30,7 @@ SEED = 34  # it and the next are pushed early
 class Inline(Executor):
     """Runs at once, in this process."""
 
-    def __init__(self, workers: int, mp_context: Any = None) -> None:
+    def __init__(self, *settings: Any) -> None:
         pass
 
     def submit(self, function, /, *arguments, **named) -> Future:
@@ -144,6 +149,45 @@ def test_a_stopped_run_goes_on_where_it_was(
     assert recorded == [SEED, SEED + 1]
     assert contents(path, images=False) == contents(whole, images=False) and not parts.exists()
     assert demos.run(config_in(tmp_path)) == [path] and len(recorded) == 2  # all is there
+
+
+def test_ctrl_c_ends_a_run_at_once_and_keeps_what_is_done(tmp_path: Path):
+    command = [sys.executable, "-c", "from rsd_fast.cli import main; exit(main())", "demos"]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path), "--tasks", "Lift", "--episodes", "500", "--image-size", "16"],
+        start_new_session=True,  # a terminal's Ctrl-C reaches the whole group
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    parts = tmp_path / "robosuite" / "Lift_demo.parts"
+    try:
+        deadline = time.monotonic() + 120
+        while not list(parts.glob("*.hdf5")) and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+        assert process.returncode == 130 and "this goes on where it was" in told
+        with pytest.raises(ProcessLookupError):  # its workers are gone too
+            for _ in range(100):
+                os.killpg(process.pid, 0)
+                time.sleep(0.1)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    for part in parts.glob("*.hdf5"):
+        with h5py.File(part) as file:
+            assert file["demo"].attrs["success"]
+
+
+def test_an_error_in_one_episode_leaves_the_others_unplayed(tmp_path: Path, monkeypatch, inline: None):
+    shut: list[dict[str, Any]] = []
+    monkeypatch.setattr(Inline, "shutdown", lambda self, wait=True, **named: shut.append(named))
+    monkeypatch.setattr(demos, "demonstrate", lambda *arguments: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match="no space left"):
+        demos.run(config_in(tmp_path))
+    assert {"cancel_futures": True} in shut
 
 
 def test_a_failed_episode_is_replaced_by_the_next_seed_once(tmp_path: Path, monkeypatch, inline: None):
