@@ -6,6 +6,7 @@ The networks are transformers' own, so that what is loaded can be compared with 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -257,6 +258,17 @@ def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content))
+
+
+def edit(name: str, change: Callable[[dict], object]) -> Callable[[Path], None]:
+    """Changes one of a folder's JSON files."""
+
+    def apply(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        change(content)
+        write_json(folder / name, content)
+
+    return apply
 
 
 class L1Reference(nn.Module):

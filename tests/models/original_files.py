@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tests.models.openvla_files import make_networks, write_oft
+
 LAYERS, STEPS, DIMS, LEVELS, WIDTH = 8, 4, 6, 7, 64
 
 
@@ -109,3 +111,17 @@ def write(path: Path, network: nn.Module, wrap: str | None = "model_state_dict",
     state = network.state_dict()
     torch.save({wrap: state, "config": config, "epoch": 3, "val_accuracy": 0.9} if wrap else state, path)
     return path
+
+
+def write_everything(folder: Path) -> Path:
+    """An OpenVLA-OFT folder `oft`, and beside it an autoencoder, a conditioned head and a draft."""
+    write_oft(folder / "oft", make_networks())
+    write(folder / "rfsq.pt", make(Autoencoder), use_layernorm=False)
+    write(folder / "head.pt", make(Head, "d"))
+    write(folder / "draft.pt", make(Draft, True, seed=4))
+    return folder
+
+
+def parts(folder: Path) -> dict[str, Path]:
+    """`write_everything`'s files as arguments of `from_openvla`."""
+    return {"rfsq_head": folder / "head.pt", "draft": folder / "draft.pt", "rfsq": folder / "rfsq.pt"}
