@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes.util import find_library
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 
 EGL_PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libgles2 libglib2.0-0"
 OSMESA_PACKAGES = "libosmesa6 libgl1 libglib2.0-0"
@@ -57,6 +59,8 @@ def gl_for_import(render: bool) -> Iterator[None]:
     Raises:
         RuntimeError: see `choose_gl_backend`.
     """
+    if render:
+        load_triton_first()
     try:
         choose_gl_backend()
     except RuntimeError:
@@ -73,6 +77,16 @@ def gl_for_import(render: bool) -> Iterator[None]:
                 os.environ["MUJOCO_GL"] = before
     else:
         yield
+
+
+def load_triton_first() -> None:
+    """Loads Triton, where it is installed, before anything is drawn.
+
+    Mesa's software renderer brings its LLVM into the process for every library that is loaded later. A Triton that
+    comes after it (torch.compile and transformers import one) binds to that LLVM instead of its own and crashes.
+    """
+    if find_spec("triton") is not None:
+        import_module("triton")
 
 
 def backend_works(name: str) -> bool:

@@ -59,6 +59,21 @@ def test_a_library_that_does_not_load_is_no_library(monkeypatch: pytest.MonkeyPa
     assert gl.egl_devices() == 0
 
 
+def test_triton_can_be_imported_after_a_picture_was_drawn():
+    """Mesa's LLVM would be bound to by Triton's, and the process die of it."""
+    script = (
+        "from rsd_fast.sim.robosuite_suite import SUITE\n"
+        "env = SUITE.make_env(SUITE.tasks[0], image_size=16)\n"
+        "assert env.reset(seed=0)[0]['full_image'].any()\n"
+        "import torch._dynamo, triton\n"
+        "print(triton.__version__)\n"
+        "assert env.frame().any()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+
+
 def test_physics_alone_needs_neither_egl_nor_osmesa(tmp_path: Path):
     """In a process in which no GL library for drawing can be loaded: physics runs, and cameras say what is missing."""
     for name in LIBRARIES:
