@@ -39,7 +39,9 @@ from .triton_parts import (
     of_elements,
     product,
     sampled,
+    smaller,
     softmax_mean,
+    softmax_means_of,
 )
 
 
@@ -142,162 +144,179 @@ def accept_kernel(
     sampling: tl.constexpr,
     E_PAD: tl.constexpr,
     FIELD: tl.constexpr,
+    BITS: tl.constexpr,
     BLOCK_B: tl.constexpr,
     PACK: tl.constexpr,
     EAGER: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """One pass of `BLOCK_B` samples. Needs `stop` <= L <= 16, and everything but the logits contiguous."""
     E: tl.constexpr = T * D
-    UNROLLED: tl.constexpr = V <= 16 and not sampling
+    D_PAD: tl.constexpr = triton.next_power_of_2(D) if D > 16 else 16  # products of at least 16 terms
+    H_PAD: tl.constexpr = triton.next_power_of_2(H) if H > 16 else 16
+    A_PAD: tl.constexpr = triton.next_power_of_2(A)
+    LEVELS: tl.constexpr = (1 << BITS) - 1  # a field that holds a level, or V
+    CHOICE: tl.constexpr = 2 * BITS if sampling else BITS
+    PER: tl.constexpr = 32 // CHOICE  # layers in a word
+    LANES: tl.constexpr = E_PAD // PACK
+    IN_WORDS: tl.constexpr = V <= 16 and not sampling  # a lane holds the logits of a layer
     dtype: tl.constexpr = logits.dtype.element_ty
     i_b = tl.program_id(0).to(tl.int64) * BLOCK_B
-    LANES: tl.constexpr = E_PAD // PACK
-    i_b = tl.program_id(0).to(tl.int64) * BLOCK_B
-    o_b = tl.max_contiguous(i_b + tl.arange(0, BLOCK_B), 1)[:, None]
+    o_b = tl.max_contiguous(i_b + tl.arange(0, BLOCK_B), 1)[:, None]  # or samples become lanes
     lane = tl.arange(0, LANES)[None, :]
     e = tl.arange(0, E_PAD)[None, :]
     d = tl.broadcast_to(e % D, (BLOCK_B, E_PAD))
-    a_sample = tl.broadcast_to(o_b, (BLOCK_B, LANES))  # what a sample has one of, every lane loads
-    exists = a_sample < B
 
-    live = exists & (tl.load(finished + a_sample, mask=exists, other=1) == 0)
-    done_passes = tl.load(passes + a_sample, mask=exists, other=0)
-    proposed = tl.minimum(tl.load(drafted + a_sample, mask=exists, other=0), stop - 1)
+    # What a sample has one of is loaded by every lane, [samples, lanes]: no exchange between lanes.
+    at_b = tl.broadcast_to(o_b, (BLOCK_B, LANES))
+    exists = at_b < B
+    live = exists & (tl.load(finished + at_b, mask=exists, other=1) == 0)
+    done_passes = tl.load(passes + at_b, mask=exists, other=0)
+    proposed = tl.minimum(tl.load(drafted + at_b, mask=exists, other=0), stop - 1)  # layers that hold a proposal
     first = done_passes == 0
-    # [samples, lanes] -> [samples, elements]
-    is_first, proposes = of_elements(first, PACK), of_elements(proposed, PACK)
     if EAGER:
+        reads = exists
         wanted = (o_b < B) & (e < E)
         inside = of_elements(live, PACK) & (e < E)
     else:
-        any_live = tl.max(live.to(tl.int32), 1, keep_dims=True)
-        if tl.max(any_live) == 0:
+        reads = live
+        is_live = tl.max(live.to(tl.int32), 1, keep_dims=True)
+        if tl.max(is_live) == 0:
             return
-        inside = (any_live != 0) & (e < E)
-        wanted = inside
+        wanted = (is_live != 0) & (e < E)
+        inside = wanted
     frontier += o_b * E + e
     entry = tl.load(frontier, mask=wanted, other=0)
-    read_from = tl.where(is_first, 0, entry)  # the first pass counts over all layers
     codes += o_b * (L * E) + e
     rows = logits + o_b * stride_b + (e // D).to(tl.int64) * stride_t + d.to(tl.int64) * stride_d
     if PACK > 1:
         WORD: tl.constexpr = tl.int32 if PACK * dtype.primitive_bitwidth == 32 else tl.int64
         words = logits.to(tl.pointer_type(WORD)) + o_b * (stride_b // PACK) + lane * V
-        words_wanted = (exists if EAGER else live) & (lane < E // PACK)
-        words_from = tl.min(tl.reshape(read_from, (BLOCK_B, LANES, PACK)), 2)
+        lowest_entry = tl.min(tl.reshape(entry, (BLOCK_B, LANES, PACK)), 2)
     else:
-        words, words_wanted, words_from = rows, wanted, read_from
-    drafts = ()  # the codes at entry, per layer
-    loaded = ()
-    if EAGER and UNROLLED:
-        for l in tl.static_range(stop):
-            loaded = loaded + (load_words(words + l * (stride_l // PACK), stride_v, words_wanted, V),)
-    for l in tl.static_range(stop):
-        drafts = drafts + (tl.load(codes + l * E, mask=wanted),)
+        words, lowest_entry = rows, entry
+    reads &= lane < E // PACK
+    read_from = tl.where(first, 0, lowest_entry)  # the first pass counts over all layers
     if EAGER and H > 0 and actions is not None:
-        inner, outer = load_matrix(w1, H, D), load_matrix(w2, A, H)
+        inner, outer = load_matrix(w1, H, D, H_PAD, D_PAD), load_matrix(w2, A, H, A_PAD, H_PAD)
+        bias, last_bias = load_vector(b1, H, H_PAD), load_vector(b2, A, A_PAD)
+        scale, shift = load_vector(gain, A, A_PAD), load_vector(offset, A, A_PAD)
 
-    # Compare. Sets of layers are integers, bit l for layer l.
+    # Compare, from the top layer down. Sets of layers are integers, bit l for layer l; the codes of all layers
+    # are fields of words, and a code that is no level is V.
     agrees = tl.zeros((BLOCK_B, E_PAD), tl.int32)
     valid = tl.zeros((BLOCK_B, E_PAD), tl.int32)
-    choices = ()  # per layer, main's most likely level; when sampling, 32 times its sample on top
-    for l in tl.static_range(stop):
-        row = rows + l * stride_l
-        code = drafts[l]
-        known = (code >= 0) & (code < V)
-        read = wanted if EAGER else wanted & (read_from <= l)
-        if not UNROLLED:
-            level, top = most_likely(row, stride_v, read, V)
-        elif EAGER:
-            level, top = most_likely_of(loaded[l], dtype, V, PACK)
-        else:
-            here = load_words(words + l * (stride_l // PACK), stride_v, words_wanted & (words_from <= l), V)
-            level, top = most_likely_of(here, dtype, V, PACK)
-        if sampling:
-            at = (o_b * L + l) * E + e
-            own, agree = sampled(
-                row, stride_v, read, top, code, known, uniforms + at * 2, draft_probs, at * V,
-                is_first & (l < proposes), temperature_bits, V,
-            )  # fmt: skip
-            level += 32 * own
-        elif rule == "distance":
-            agree = known & (tl.abs(code - level) <= tl.load(slack + l * D + d))
-        else:
-            at_code = load_logit(row + code * stride_v, read & known)
-            agree = known & (tl.where(at_code == top, 0.0, at_code - top) >= log_tau)
-        choices = choices + (level,)
-        agrees |= tl.where(agree, 1 << l, 0)
-        valid |= tl.where(known, 1 << l, 0)
-    agrees &= tl.where(inside, below_bit(proposes), 0)
+    proposals, choices = (), ()  # what stands at entry; main's most likely level, and above it its sample
+    for w in tl.static_range((stop - 1) // PER, -1, -1):
+        standing = tl.zeros((BLOCK_B, E_PAD), tl.int32)
+        chosen = tl.zeros((BLOCK_B, E_PAD), tl.int32)
+        for i in tl.range(smaller(PER, stop - w * PER), loop_unroll_factor=UNROLL):
+            l = smaller((w + 1) * PER, stop) - 1 - i
+            row = rows + l * stride_l
+            code = tl.load(codes + l * E, mask=wanted, other=0)
+            proposal = tl.minimum(code.to(tl.uint32, bitcast=True), V).to(tl.int32, bitcast=True)
+            known = proposal < V
+            read = reads if EAGER else reads & (read_from <= l)
+            if IN_WORDS:
+                loaded = load_words(words + l * (stride_l // PACK), stride_v, read, V)
+                level, top = most_likely_of(loaded, dtype, V, PACK)
+            else:
+                level, top = most_likely(row, stride_v, read, V)
+            choice = level
+            if sampling:
+                at = (o_b * L + l) * E + e
+                own, agree = sampled(
+                    row, stride_v, read, top, code, known, uniforms + at * 2, draft_probs, at * V,
+                    first & (l < proposed), temperature_bits, V,
+                )  # fmt: skip
+                choice += own << BITS
+            elif rule == "distance":
+                agree = known & (tl.abs(proposal - level) <= tl.load(slack + l * D + d))
+            else:
+                at_code = load_logit(row + code * stride_v, of_elements(read, PACK) & known)
+                agree = known & (tl.where(at_code == top, 0.0, at_code - top) >= log_tau)
+            standing = (standing << CHOICE) + proposal
+            chosen = (chosen << CHOICE) + choice
+            agrees = (agrees << 1) + agree.to(tl.int32)
+            if keep == "draft":
+                valid = (valid << 1) + known.to(tl.int32)
+        proposals, choices = (standing,) + proposals, (chosen,) + choices  # noqa: RUF005 -- no starred tuples
 
     # Walk.
+    proposes = of_elements(proposed, PACK)
+    agrees &= tl.where(inside, below_bit(proposes), 0)
+    final = tl.where(inside, below_bit(entry), 0)
     agree_sums = field_sums(agrees, stop - 1, FIELD)
-    final = below_bit(tl.where(inside, entry, 0))
     if granularity == "layer":
-        passing = tl.zeros((BLOCK_B, E_PAD), tl.int32)
+        passing = final
         for l in tl.static_range(stop - 1):
             enough = (field(agree_sums, l, FIELD) >= need) & (l < proposes)
             passing |= tl.where(enough, 1 << l, 0)
-        passing = passing | final
     elif granularity == "element":
         passing = agrees | final
     else:
         passing = final
     walked = (passing ^ (passing + 1)) >> 1  # the lowest bits up to the first that is not set
-    stands = agrees | valid if keep == "draft" else agrees
-    keeps = final | (walked & stands)
+    accepted = walked & ~final & (agrees | valid)  # layers that take the draft's code
+    keeps = tl.where(inside, final | accepted, -1)
 
     # Select and dequantise.
-    equal = tl.zeros((BLOCK_B, E_PAD), tl.int32)
     total = tl.zeros((BLOCK_B, E_PAD), tl.float32)
     before_last = total
+    stood = inside  # no code below stop - 1 changed
     for l in tl.static_range(stop):
-        code, level = drafts[l], choices[l]
-        if sampling:
-            level = tl.where((((walked << 1) | 1) & (1 << l)) != 0, level >> 5, level & 31)
-        new = tl.where((keeps & (1 << l)) != 0, code, level)
-        same = new == code
-        tl.store(codes + l * E, new, mask=inside & ~same)
-        equal |= tl.where(same, 1 << l, 0)
-        if l == stop - 1:
+        standing, chosen = proposals[l // PER], choices[l // PER]
+        if sampling:  # where the walk ends main's sample, above it the most likely level as the next draft
+            chosen = tl.where((((walked << 1) | 1) & (1 << l)) != 0, chosen >> BITS, chosen)
+        chosen = tl.where((keeps & (1 << l)) != 0, standing, chosen)
+        new = (chosen >> (l % PER * CHOICE)) & LEVELS
+        changed = ((chosen ^ standing) & (LEVELS << (l % PER * CHOICE))) != 0
+        tl.store(codes + l * E, new, mask=changed)
+        if l < stop - 1:
+            stood &= ~changed
+        else:
             before_last = total
-        total += tl.load(codebook + (l * D + d) * V + new)
+        total += tl.load(codebook + (l * D + d) * V + new, mask=inside if EAGER else None)
 
     unfinished = inside & (entry < stop)
-    if granularity == "all":
-        reach = tl.full((BLOCK_B, E_PAD), stop, tl.int32)
-    else:
-        reach = bit_of(walked + 1) + 1
+    reach = tl.zeros((BLOCK_B, E_PAD), tl.int32) + (stop if granularity == "all" else bit_of(walked + 1) + 1)
     reach = tl.where(unfinished, reach, entry)
     if expected:
-        levels = codebook + ((stop - 1) * D + d) * V
-        last = softmax_mean(rows + (stop - 1) * stride_l, stride_v, unfinished, levels, V)
-        stood = (equal | (1 << (stop - 1))) == (1 << stop) - 1
-        total = tl.where((reach >= stop) & (stood | (granularity == "all")), before_last + last, total)
+        levels = codebook + (stop - 1) * D * V
+        read = reads & (lowest_entry < stop)
+        if IN_WORDS:
+            loaded = load_words(words + (stop - 1) * (stride_l // PACK), stride_v, read, V)
+            mean = softmax_means_of(loaded, levels, lane, read, dtype, D, V, PACK)
+        else:
+            mean = softmax_mean(rows + (stop - 1) * stride_l, stride_v, read, levels + d * V, V)
+        total = tl.where((reach >= stop) & (stood | (granularity == "all")), before_last + mean, total)
     latents_at = latents + o_b * E + e
     total = tl.where(unfinished, total, tl.load(latents_at, mask=inside & ~unfinished, other=0.0))
     reached = tl.sum((inside & (reach >= stop)).to(tl.int32), 1, keep_dims=True)
-    ends = reached >= (need if granularity == "element" else E)
+    if EAGER:
+        is_live = tl.max(live.to(tl.int32), 1, keep_dims=True)
+    ends = (is_live != 0) & (reached >= (need if granularity == "element" else E))
 
-    # Write. Every lane has read what is written below: the sum above waited for all of a sample's.
-    tl.store(frontier, reach, mask=unfinished)
-    tl.store(latents_at, total, mask=unfinished)
+    # Write. Every lane has read what is written below: the sums above waited for all of a sample's.
+    tl.store(frontier, reach, mask=inside)
+    tl.store(latents_at, total, mask=inside)
     one = live & (lane == 0)
-    tl.store(drafted + a_sample, stop - 1 if redraft else 0, mask=one)
-    tl.store(finished + a_sample, tl.broadcast_to(ends.to(tl.int32), (BLOCK_B, LANES)), mask=one)
-    tl.store(passes + a_sample, done_passes + 1, mask=one)
-    held_sums = field_sums(tl.where(inside, walked & ~final & equal, 0), stop - 1, FIELD)
+    tl.store(drafted + at_b, stop - 1 if redraft else 0, mask=one)
+    tl.store(finished + at_b, tl.broadcast_to(ends.to(tl.int32), (BLOCK_B, LANES)), mask=one)
+    tl.store(passes + at_b, done_passes + 1, mask=one)
+    held_sums = field_sums(tl.where(inside, accepted, 0), stop - 1, FIELD)
     counted = live & first & (lane < L)  # here a lane is a layer
     tl.store(agreed + o_b * L + lane, tl.where(lane < proposed, field_at(agree_sums, lane, FIELD), -1), mask=counted)
     tl.store(kept + o_b * L + lane, tl.where(lane < proposed, field_at(held_sums, lane, FIELD), -1), mask=counted)
     if actions is not None:  # noqa: SIM102 -- decided when compiling
-        ends = live & ends
-        if tl.max(tl.max(ends.to(tl.int32), 1), 0) != 0:
+        if tl.max(ends.to(tl.int32)) != 0:
             if H > 0:
                 if not EAGER:
-                    inner, outer = load_matrix(w1, H, D), load_matrix(w2, A, H)
-                # Rows (sample, t) of a matrix: a sample's elements are STEPS such rows, or are fetched as rows.
-                RESHAPED: tl.constexpr = triton.next_power_of_2(D) == D
+                    inner, outer = load_matrix(w1, H, D, H_PAD, D_PAD), load_matrix(w2, A, H, A_PAD, H_PAD)
+                    bias, last_bias = load_vector(b1, H, H_PAD), load_vector(b2, A, A_PAD)
+                    scale, shift = load_vector(gain, A, A_PAD), load_vector(offset, A, A_PAD)
+                # Rows (sample, t): what the lanes hold is STEPS of them a sample, or they are read back.
+                RESHAPED: tl.constexpr = D_PAD == D
                 STEPS: tl.constexpr = E_PAD // D if RESHAPED else triton.next_power_of_2(T)
                 r = tl.arange(0, BLOCK_B * STEPS)[:, None]
                 row_at = (i_b + r // STEPS) * T + r % STEPS
@@ -305,15 +324,13 @@ def accept_kernel(
                     z = tl.reshape(total, (BLOCK_B * STEPS, D))
                 else:
                     tl.debug_barrier()
-                    z = load_rows(latents, row_at, (r % STEPS < T) & (i_b + r // STEPS < B), D)
-                hidden = product(z, inner) + load_vector(b1, H)
-                out = product(mish(hidden), outer) + load_vector(b2, A)
-                out = out * load_vector(gain, A) + load_vector(offset, A)
-                a = tl.arange(0, triton.next_power_of_2(A))[None, :]
-                of_row = tl.broadcast_to(tl.max(ends.to(tl.int32), 1)[:, None], (BLOCK_B, STEPS))
-                writes = (tl.reshape(of_row, (BLOCK_B * STEPS, 1)) != 0) & (r % STEPS < T) & (a < A)
-                tl.store(actions + row_at * A + a, out, mask=writes)
+                    z = load_rows(latents, row_at, (r % STEPS < T) & (i_b + r // STEPS < B), D, D_PAD)
+                out = product(mish(product(z, inner) + bias), outer) + last_bias
+                a = tl.arange(0, A_PAD)[None, :]
+                of_row = tl.reshape(tl.broadcast_to(ends.to(tl.int32), (BLOCK_B, STEPS)), (BLOCK_B * STEPS, 1))
+                writes = (of_row != 0) & (r % STEPS < T) & (a < A)
+                tl.store(actions + row_at * A + a, out * scale + shift, mask=writes)
             else:
                 if gain is not None:
                     total = total * tl.load(gain + d) + tl.load(offset + d)
-                tl.store(actions + o_b * E + e, total, mask=inside & of_elements(ends, PACK))
+                tl.store(actions + o_b * E + e, total, mask=(e < E) & ends)

@@ -26,12 +26,14 @@ class Launch:
         eager: everything is loaded before it is known whether it is needed: one memory latency instead of
             three, but final layers and finished samples are read too.
         warps: of a program.
+        unroll: layers that are read and compared side by side.
     """
 
     samples: int
     pack: int
     eager: bool
     warps: int
+    unroll: int
 
 
 def launch_choice(batch: int, shape: Sequence[int], largest: int) -> Launch:
@@ -44,11 +46,11 @@ def launch_choice(batch: int, shape: Sequence[int], largest: int) -> Launch:
     """
     layers, _, _, levels = shape
     if batch <= 64:  # fewer programs than multiprocessors: the chain of latencies is the time
-        return Launch(1, 1, layers * levels <= EAGER_LOGITS, warps_for(padded_elements(shape, 1)))
-    pack = min(largest, 2)
-    lanes = padded_elements(shape, pack) // pack
+        eager = layers * levels <= EAGER_LOGITS
+        return Launch(1, 1, eager, warps_for(padded_elements(shape, 1)), layers if eager else 1)
+    lanes = padded_elements(shape, largest) // largest
     samples = max(128 // lanes, 1)
-    return Launch(samples, pack, False, warps_for(samples * lanes))
+    return Launch(samples, largest, False, warps_for(samples * lanes), layers if layers <= 4 else 1)
 
 
 def warps_for(lanes: int) -> int:
@@ -98,9 +100,11 @@ def constants(
         "sampling": params.temperature > 0,
         "E_PAD": padded_elements(shape[1:], launch.pack),
         "FIELD": (steps * dims).bit_length(),
+        "BITS": levels.bit_length(),
         "BLOCK_B": launch.samples,
         "PACK": launch.pack,
         "EAGER": launch.eager,
+        "UNROLL": launch.unroll,
         "num_warps": launch.warps,
     }
 

@@ -28,6 +28,12 @@ def ones_of(bits):
     return sum(1 << (i * bits) for i in range(fields_of(bits)))
 
 
+@triton.constexpr_function
+def smaller(a, b):
+    """The minimum, when compiling."""
+    return min(a, b)
+
+
 @triton.jit
 def load_logit(pointers, mask):
     """In fp32 at once; NaN and lanes outside the mask are -inf."""
@@ -142,6 +148,30 @@ def bit_of(power):
 
 
 @triton.jit
+def softmax_means_of(
+    words, levels, lane, mask, dtype: tl.constexpr, D: tl.constexpr, V: tl.constexpr, PACK: tl.constexpr
+):
+    """`softmax_mean` of every element in the lanes' words; levels [D, V] of the layer."""
+    means = ()
+    for i in tl.static_range(PACK):
+        at = levels + tl.broadcast_to((lane * PACK + i) % D * V, mask.shape)
+        top = tl.full(mask.shape, -float("inf"), tl.float32)
+        for v in tl.static_range(V):
+            x = logit_of(words, i * V + v, dtype)
+            top = tl.where(x > top, x, top)
+        weights = tl.zeros(mask.shape, tl.float32)
+        mean = tl.zeros(mask.shape, tl.float32)
+        for v in tl.static_range(V):
+            x = logit_of(words, i * V + v, dtype)
+            x = tl.where(x == x, x, -float("inf"))
+            w = tl.where(x == top, 1.0, tl.exp(x - top))
+            weights += w
+            mean += w * tl.load(at + v)
+        means = means + (tl.div_rn(mean, weights),)  # noqa: RUF005
+    return interleaved(means)
+
+
+@triton.jit
 def field_sums(bits, LAYERS: tl.constexpr, FIELD: tl.constexpr):
     """How often each of the lower bits is set over a sample; words of `PER` fields, a tuple of [samples, 1].
 
@@ -220,34 +250,35 @@ def weight(pointers, mask, top, temperature_bits):
 
 
 @triton.jit
-def load_matrix(pointer, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """A contiguous matrix, transposed and padded with zeros to powers of two, [columns, rows]."""
-    i = tl.arange(0, triton.next_power_of_2(ROWS))[None, :]
-    j = tl.arange(0, triton.next_power_of_2(COLUMNS))[:, None]
+def load_matrix(pointer, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ROWS_PAD: tl.constexpr, COLUMNS_PAD: tl.constexpr):
+    """A contiguous matrix, transposed and padded with zeros, [COLUMNS_PAD, ROWS_PAD]."""
+    i = tl.arange(0, ROWS_PAD)[None, :]
+    j = tl.arange(0, COLUMNS_PAD)[:, None]
     return tl.load(pointer + i * COLUMNS + j, mask=(i < ROWS) & (j < COLUMNS), other=0.0)
 
 
 @triton.jit
-def load_rows(pointer, rows, mask, COLUMNS: tl.constexpr):
-    """Rows [n, 1] of a contiguous matrix, padded with zeros to a power of two, [n, columns]."""
-    j = tl.arange(0, triton.next_power_of_2(COLUMNS))[None, :]
+def load_rows(pointer, rows, mask, COLUMNS: tl.constexpr, PAD: tl.constexpr):
+    """Rows [n, 1] of a contiguous matrix, padded with zeros, [n, PAD]."""
+    j = tl.arange(0, PAD)[None, :]
     return tl.load(pointer + rows * COLUMNS + j, mask=mask & (j < COLUMNS), other=0.0)
 
 
 @triton.jit
-def load_vector(pointer, SIZE: tl.constexpr):
-    """Padded with zeros to a power of two, [1, size]."""
-    i = tl.arange(0, triton.next_power_of_2(SIZE))
+def load_vector(pointer, SIZE: tl.constexpr, PAD: tl.constexpr):
+    """Padded with zeros, [1, PAD]."""
+    i = tl.arange(0, PAD)
     return tl.load(pointer + i, mask=i < SIZE, other=0.0)[None]
 
 
 @triton.jit
 def product(x, y):
-    """The matrix product in plain fp32, no tensor cores; tl.dot wants at least 16 terms."""
-    if x.shape[1] >= 16:
-        return tl.dot(x, y, input_precision="ieee")
-    else:
-        return tl.sum(x[:, :, None] * y[None], 1)
+    """The matrix product in plain fp32, no tensor cores; of at least 16 terms.
+
+    Not as a sum of products for fewer: Triton 3.6 turns that into a tf32 product of tensor cores, which reads beyond
+    what there is.
+    """
+    return tl.dot(x, y, input_precision="ieee")
 
 
 @triton.jit
