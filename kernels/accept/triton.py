@@ -37,7 +37,9 @@ from .triton_parts import (
     most_likely,
     most_likely_of,
     of_elements,
+    of_lanes,
     product,
+    sample_sum,
     sampled,
     smaller,
     softmax_mean,
@@ -162,40 +164,34 @@ def accept_kernel(
     IN_WORDS: tl.constexpr = V <= 16 and not sampling  # a lane holds the logits of a layer
     dtype: tl.constexpr = logits.dtype.element_ty
     i_b = tl.program_id(0).to(tl.int64) * BLOCK_B
-    o_b = tl.max_contiguous(i_b + tl.arange(0, BLOCK_B), 1)[:, None]  # or samples become lanes
-    lane = tl.arange(0, LANES)[None, :]
-    e = tl.arange(0, E_PAD)[None, :]
-    d = tl.broadcast_to(e % D, (BLOCK_B, E_PAD))
+    x = tl.arange(0, BLOCK_B * E_PAD)  # an element each
+    b, e = i_b + x // E_PAD, x % E_PAD
+    d = e % D
+    y = tl.arange(0, BLOCK_B * LANES)  # a lane each: PACK elements
+    lane_b, lane = i_b + y // LANES, y % LANES
 
-    # What a sample has one of is loaded by every lane, [samples, lanes]: no exchange between lanes.
-    at_b = tl.broadcast_to(o_b, (BLOCK_B, LANES))
-    exists = at_b < B
-    live = exists & (tl.load(finished + at_b, mask=exists, other=1) == 0)
-    done_passes = tl.load(passes + at_b, mask=exists, other=0)
-    proposed = tl.minimum(tl.load(drafted + at_b, mask=exists, other=0), stop - 1)  # layers that hold a proposal
+    # What a sample has one of is loaded by all of its lanes: no exchange between them.
+    exists = lane_b < B
+    live = exists & (tl.load(finished + lane_b, mask=exists, other=1) == 0)
+    done_passes = tl.load(passes + lane_b, mask=exists, other=0)
+    proposed = tl.minimum(tl.load(drafted + lane_b, mask=exists, other=0), stop - 1)  # layers that hold a proposal
     first = done_passes == 0
-    if EAGER:
-        reads = exists
-        wanted = (o_b < B) & (e < E)
-        inside = of_elements(live, PACK) & (e < E)
-    else:
-        reads = live
-        is_live = tl.max(live.to(tl.int32), 1, keep_dims=True)
-        if tl.max(is_live) == 0:
+    if not EAGER:
+        if tl.max(live.to(tl.int32), 0) == 0:  # noqa: SIM102 -- decided when compiling
             return
-        wanted = (is_live != 0) & (e < E)
-        inside = wanted
-    frontier += o_b * E + e
+    inside = tl.max_constancy(of_elements(live, PACK) & (e < E), PACK)
+    wanted = (b < B) & (e < E) if EAGER else inside
+    frontier += b * E + e
     entry = tl.load(frontier, mask=wanted, other=0)
-    codes += o_b * (L * E) + e
-    rows = logits + o_b * stride_b + (e // D).to(tl.int64) * stride_t + d.to(tl.int64) * stride_d
+    codes += b * (L * E) + e
+    rows = logits + b * stride_b + (e // D).to(tl.int64) * stride_t + d.to(tl.int64) * stride_d
     if PACK > 1:
         WORD: tl.constexpr = tl.int32 if PACK * dtype.primitive_bitwidth == 32 else tl.int64
-        words = logits.to(tl.pointer_type(WORD)) + o_b * (stride_b // PACK) + lane * V
-        lowest_entry = tl.min(tl.reshape(entry, (BLOCK_B, LANES, PACK)), 2)
+        words = logits.to(tl.pointer_type(WORD)) + lane_b * (stride_b // PACK) + lane * V
     else:
-        words, lowest_entry = rows, entry
-    reads &= lane < E // PACK
+        words = rows
+    lowest_entry = tl.min(tl.reshape(entry, (BLOCK_B * LANES, PACK)), 1)
+    reads = (exists if EAGER else live) & (lane < E // PACK)
     read_from = tl.where(first, 0, lowest_entry)  # the first pass counts over all layers
     if EAGER and H > 0 and actions is not None:
         inner, outer = load_matrix(w1, H, D, H_PAD, D_PAD), load_matrix(w2, A, H, A_PAD, H_PAD)
@@ -204,12 +200,12 @@ def accept_kernel(
 
     # Compare, from the top layer down. Sets of layers are integers, bit l for layer l; the codes of all layers
     # are fields of words, and a code that is no level is V.
-    agrees = tl.zeros((BLOCK_B, E_PAD), tl.int32)
-    valid = tl.zeros((BLOCK_B, E_PAD), tl.int32)
+    agrees = tl.zeros(x.shape, tl.int32)
+    valid = tl.zeros(x.shape, tl.int32)
     proposals, choices = (), ()  # what stands at entry; main's most likely level, and above it its sample
     for w in tl.static_range((stop - 1) // PER, -1, -1):
-        standing = tl.zeros((BLOCK_B, E_PAD), tl.int32)
-        chosen = tl.zeros((BLOCK_B, E_PAD), tl.int32)
+        standing = tl.zeros(x.shape, tl.int32)
+        chosen = tl.zeros(x.shape, tl.int32)
         for i in tl.range(smaller(PER, stop - w * PER), loop_unroll_factor=UNROLL):
             l = smaller((w + 1) * PER, stop) - 1 - i
             row = rows + l * stride_l
@@ -224,7 +220,7 @@ def accept_kernel(
                 level, top = most_likely(row, stride_v, read, V)
             choice = level
             if sampling:
-                at = (o_b * L + l) * E + e
+                at = (b * L + l) * E + e
                 own, agree = sampled(
                     row, stride_v, read, top, code, known, uniforms + at * 2, draft_probs, at * V,
                     first & (l < proposed), temperature_bits, V,
@@ -246,7 +242,7 @@ def accept_kernel(
     proposes = of_elements(proposed, PACK)
     agrees &= tl.where(inside, below_bit(proposes), 0)
     final = tl.where(inside, below_bit(entry), 0)
-    agree_sums = field_sums(agrees, stop - 1, FIELD)
+    agree_sums = field_sums(agrees, BLOCK_B, stop - 1, FIELD)
     if granularity == "layer":
         passing = final
         for l in tl.static_range(stop - 1):
@@ -261,7 +257,7 @@ def accept_kernel(
     keeps = tl.where(inside, final | accepted, -1)
 
     # Select and dequantise.
-    total = tl.zeros((BLOCK_B, E_PAD), tl.float32)
+    total = tl.zeros(x.shape, tl.float32)
     before_last = total
     stood = inside  # no code below stop - 1 changed
     for l in tl.static_range(stop):
@@ -279,37 +275,37 @@ def accept_kernel(
         total += tl.load(codebook + (l * D + d) * V + new, mask=inside if EAGER else None)
 
     unfinished = inside & (entry < stop)
-    reach = tl.zeros((BLOCK_B, E_PAD), tl.int32) + (stop if granularity == "all" else bit_of(walked + 1) + 1)
+    reach = tl.zeros(x.shape, tl.int32) + (stop if granularity == "all" else bit_of(walked + 1) + 1)
     reach = tl.where(unfinished, reach, entry)
     if expected:
         levels = codebook + (stop - 1) * D * V
         read = reads & (lowest_entry < stop)
         if IN_WORDS:
             loaded = load_words(words + (stop - 1) * (stride_l // PACK), stride_v, read, V)
-            mean = softmax_means_of(loaded, levels, lane, read, dtype, D, V, PACK)
+            mean = softmax_means_of(loaded, levels, lane, dtype, D, V, PACK)
         else:
             mean = softmax_mean(rows + (stop - 1) * stride_l, stride_v, read, levels + d * V, V)
         total = tl.where((reach >= stop) & (stood | (granularity == "all")), before_last + mean, total)
-    latents_at = latents + o_b * E + e
+    latents_at = latents + b * E + e
     total = tl.where(unfinished, total, tl.load(latents_at, mask=inside & ~unfinished, other=0.0))
-    reached = tl.sum((inside & (reach >= stop)).to(tl.int32), 1, keep_dims=True)
-    if EAGER:
-        is_live = tl.max(live.to(tl.int32), 1, keep_dims=True)
-    ends = (is_live != 0) & (reached >= (need if granularity == "element" else E))
+    reached = sample_sum((inside & (reach >= stop)).to(tl.int32), BLOCK_B)
+    ends = of_elements(live, PACK) & (reached >= (need if granularity == "element" else E))
+    ends_lane = of_lanes(ends.to(tl.int32), PACK)
 
     # Write. Every lane has read what is written below: the sums above waited for all of a sample's.
     tl.store(frontier, reach, mask=inside)
     tl.store(latents_at, total, mask=inside)
     one = live & (lane == 0)
-    tl.store(drafted + at_b, stop - 1 if redraft else 0, mask=one)
-    tl.store(finished + at_b, tl.broadcast_to(ends.to(tl.int32), (BLOCK_B, LANES)), mask=one)
-    tl.store(passes + at_b, done_passes + 1, mask=one)
-    held_sums = field_sums(tl.where(inside, accepted, 0), stop - 1, FIELD)
+    tl.store(drafted + lane_b, stop - 1 if redraft else 0, mask=one)
+    tl.store(finished + lane_b, ends_lane, mask=one)
+    tl.store(passes + lane_b, done_passes + 1, mask=one)
+    held_sums = field_sums(tl.where(inside, accepted, 0), BLOCK_B, stop - 1, FIELD)
     counted = live & first & (lane < L)  # here a lane is a layer
-    tl.store(agreed + o_b * L + lane, tl.where(lane < proposed, field_at(agree_sums, lane, FIELD), -1), mask=counted)
-    tl.store(kept + o_b * L + lane, tl.where(lane < proposed, field_at(held_sums, lane, FIELD), -1), mask=counted)
+    counts_at = lane_b * L + lane
+    tl.store(agreed + counts_at, tl.where(lane < proposed, field_at(agree_sums, lane, PACK, FIELD), -1), mask=counted)
+    tl.store(kept + counts_at, tl.where(lane < proposed, field_at(held_sums, lane, PACK, FIELD), -1), mask=counted)
     if actions is not None:  # noqa: SIM102 -- decided when compiling
-        if tl.max(ends.to(tl.int32)) != 0:
+        if tl.max(ends_lane, 0) != 0:
             if H > 0:
                 if not EAGER:
                     inner, outer = load_matrix(w1, H, D, H_PAD, D_PAD), load_matrix(w2, A, H, A_PAD, H_PAD)
@@ -327,10 +323,11 @@ def accept_kernel(
                     z = load_rows(latents, row_at, (r % STEPS < T) & (i_b + r // STEPS < B), D, D_PAD)
                 out = product(mish(product(z, inner) + bias), outer) + last_bias
                 a = tl.arange(0, A_PAD)[None, :]
-                of_row = tl.reshape(tl.broadcast_to(ends.to(tl.int32), (BLOCK_B, STEPS)), (BLOCK_B * STEPS, 1))
-                writes = (of_row != 0) & (r % STEPS < T) & (a < A)
+                of_samples = tl.max(tl.reshape(ends_lane, (BLOCK_B, LANES)), 1)[:, None]
+                of_rows = tl.reshape(tl.broadcast_to(of_samples, (BLOCK_B, STEPS)), (BLOCK_B * STEPS, 1))
+                writes = (of_rows != 0) & (r % STEPS < T) & (a < A)
                 tl.store(actions + row_at * A + a, out * scale + shift, mask=writes)
             else:
                 if gain is not None:
                     total = total * tl.load(gain + d) + tl.load(offset + d)
-                tl.store(actions + o_b * E + e, total, mask=(e < E) & ends)
+                tl.store(actions + b * E + e, total, mask=inside & ends)

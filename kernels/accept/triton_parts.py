@@ -1,6 +1,6 @@
 """Parts of the accept kernel: rows of logits, counts over a sample, sampling, the action decoder.
 
-Tensors are [samples, elements], `BLOCK_B` x `E_PAD`, unless a docstring says otherwise.
+Tensors are one-dimensional, an element each or a lane each, sample after sample, unless a docstring says otherwise.
 """
 
 # mypy: disallow-incomplete-defs=False
@@ -96,13 +96,27 @@ def interleaved(parts):
 
 @triton.jit
 def of_elements(x, PACK: tl.constexpr):
-    """What every lane has one of, [samples, lanes], once for each of its elements."""
+    """What every lane has one of, once for each of its elements."""
     if PACK == 1:
         return x
     elif PACK == 2:
         return tl.interleave(x, x)
     else:
         return tl.interleave(tl.interleave(x, x), tl.interleave(x, x))
+
+
+@triton.jit
+def of_lanes(x, PACK: tl.constexpr):
+    """The first, and largest, of each lane's elements."""
+    return tl.max(tl.reshape(x, (x.shape[0] // PACK, PACK)), 1)
+
+
+@triton.jit
+def sample_sum(x, BLOCK_B: tl.constexpr):
+    """Over the elements of each sample, for each of them."""
+    by_sample = tl.reshape(x, (BLOCK_B, x.shape[0] // BLOCK_B))
+    sums = tl.sum(by_sample, 1, keep_dims=True)
+    return tl.reshape(tl.broadcast_to(sums, by_sample.shape), x.shape)
 
 
 @triton.jit
@@ -149,18 +163,18 @@ def bit_of(power):
 
 @triton.jit
 def softmax_means_of(
-    words, levels, lane, mask, dtype: tl.constexpr, D: tl.constexpr, V: tl.constexpr, PACK: tl.constexpr
+    words, levels, lane, dtype: tl.constexpr, D: tl.constexpr, V: tl.constexpr, PACK: tl.constexpr
 ):
     """`softmax_mean` of every element in the lanes' words; levels [D, V] of the layer."""
     means = ()
     for i in tl.static_range(PACK):
-        at = levels + tl.broadcast_to((lane * PACK + i) % D * V, mask.shape)
-        top = tl.full(mask.shape, -float("inf"), tl.float32)
+        at = levels + (lane * PACK + i) % D * V
+        top = tl.full(lane.shape, -float("inf"), tl.float32)
         for v in tl.static_range(V):
             x = logit_of(words, i * V + v, dtype)
             top = tl.where(x > top, x, top)
-        weights = tl.zeros(mask.shape, tl.float32)
-        mean = tl.zeros(mask.shape, tl.float32)
+        weights = tl.zeros(lane.shape, tl.float32)
+        mean = tl.zeros(lane.shape, tl.float32)
         for v in tl.static_range(V):
             x = logit_of(words, i * V + v, dtype)
             x = tl.where(x == x, x, -float("inf"))
@@ -172,8 +186,8 @@ def softmax_means_of(
 
 
 @triton.jit
-def field_sums(bits, LAYERS: tl.constexpr, FIELD: tl.constexpr):
-    """How often each of the lower bits is set over a sample; words of `PER` fields, a tuple of [samples, 1].
+def field_sums(bits, BLOCK_B: tl.constexpr, LAYERS: tl.constexpr, FIELD: tl.constexpr):
+    """How often each of the lower bits is set over a sample; words of `PER` fields, a tuple.
 
     Bits are spread out by one multiplication to fields that no sum over a sample overflows.
     """
@@ -181,7 +195,7 @@ def field_sums(bits, LAYERS: tl.constexpr, FIELD: tl.constexpr):
     sums = ()
     for start in tl.static_range(0, LAYERS, PER):
         spread = (((bits >> start) & ((1 << PER) - 1)) * spread_of(FIELD)) & ones_of(FIELD)
-        sums = sums + (tl.sum(spread, 1, keep_dims=True),)  # noqa: RUF005
+        sums = sums + (sample_sum(spread, BLOCK_B),)  # noqa: RUF005
     return sums
 
 
@@ -193,12 +207,12 @@ def field(sums, i: tl.constexpr, FIELD: tl.constexpr):
 
 
 @triton.jit
-def field_at(sums, i, FIELD: tl.constexpr):
-    """The same for a tensor i, [1, n]."""
+def field_at(sums, i, PACK: tl.constexpr, FIELD: tl.constexpr):
+    """Field i of its sample's words, a different one in every lane."""
     PER: tl.constexpr = fields_of(FIELD)
     word = tl.zeros(i.shape, tl.int32)
     for k in tl.static_range(len(sums)):
-        word = tl.where(i >= k * PER, sums[k], word)
+        word = tl.where(i >= k * PER, of_lanes(sums[k], PACK), word)
     return (word >> (i % PER * FIELD)) & ((1 << FIELD) - 1)
 
 
