@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from rsd_fast.nvtx import nvtx_range
-
-from .clock import StageClock
+from .loops import EagerLoop
 from .stages import RoundStages, Stage
 
 WARM_UP = 3  # runs before a capture: compile, choose algorithms, allocate workspaces
@@ -53,40 +52,13 @@ class CapturedStages:
         return graph
 
 
-class GraphLoop:
+class GraphLoop(EagerLoop):
     """One replay a stage; after every pass the host looks whether there is another."""
 
     def __init__(self, captured: CapturedStages) -> None:
-        self.captured, self.stages, self.graph_bytes = captured, captured.stages, captured.bytes
         for graph in (*captured.head.values(), captured.forward, captured.accept):
             graph.instantiate()
-        self._finished = torch.zeros_like(self.stages.finished, device="cpu", pin_memory=True)
-        self._clock = StageClock(self.stages.finished.device)
-
-    def run(self) -> None:
-        """See `RoundLoop`."""
-        stages, captured = self.stages, self.captured
-        self._clock = clock = StageClock(stages.finished.device)
-        stages.inputs.upload()
-        for name, graph in captured.head.items():
-            with nvtx_range(f"rsd/{name}"):
-                graph.replay()
-            clock.mark(name)
-        for _ in range(stages.stop):
-            with nvtx_range("rsd/pass"):
-                captured.forward.replay()
-            clock.mark("passes")
-            with nvtx_range("rsd/accept"):
-                captured.accept.replay()
-            self._finished.copy_(stages.finished, non_blocking=True)
-            clock.mark("tail")
-            clock.wait()
-            if bool(self._finished.all()):
-                break
-        stages.outputs.download()
-        clock.mark("tail")
-        clock.wait()
-
-    def milliseconds(self) -> dict[str, float]:
-        """See `RoundLoop`."""
-        return self._clock.milliseconds()
+        replays = {name: graph.replay for name, graph in captured.head.items()}
+        forward, accept = captured.forward.replay, captured.accept.replay
+        super().__init__(replace(captured.stages, head=replays, forward=forward, accept=accept))
+        self.captured, self.graph_bytes = captured, captured.bytes

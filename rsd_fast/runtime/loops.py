@@ -26,7 +26,7 @@ class RoundLoop(Protocol):
 
 
 class EagerLoop:
-    """Kernel by kernel, from Python."""
+    """Stage by stage, from Python."""
 
     def __init__(self, stages: RoundStages) -> None:
         self.stages, self.graph_bytes = stages, 0
