@@ -38,12 +38,16 @@ class DemosConfig:
     """Pixels a side of both cameras; what the main model is trained at."""
     push: float = 0.6
     """Largest push that the expert has to recover from, as a share of the largest command; 0 for none."""
+    slips: float = 0.35
+    """Share of pushes that are slips instead: the fingers open, then shut on nothing."""
     seed: int = 0
     """First seed. Evaluation starts from other ones."""
 
     def __post_init__(self) -> None:
         """Raises ValueError on settings that make no demonstrations."""
-        _at_least(self, episodes=1, workers=1, image_size=16, push=0, seed=0)
+        _at_least(self, episodes=1, workers=1, image_size=16, push=0, slips=0, seed=0)
+        if self.slips > 1:
+            raise ValueError(f"got slips {self.slips}, expected a share of at most 1")
 
 
 @dataclass(kw_only=True)

@@ -38,6 +38,7 @@ class Job:
     seed: int
     image_size: int
     push: float
+    slips: float
     folder: Path
 
     @property
@@ -129,7 +130,8 @@ def record_task(
     first = config.seed
     for _ in range(WAVES):
         seeds = range(first, first + config.episodes - len(done))
-        jobs = [Job(task.suite, task.name, seed, config.image_size, config.push, folder) for seed in seeds]
+        made_with = (config.image_size, config.push, config.slips, folder)
+        jobs = [Job(task.suite, task.name, seed, *made_with) for seed in seeds]
         done += [job for job, success in zip(jobs, run_jobs(jobs, pool, advance), strict=True) if success]
         first = seeds.stop
         if len(done) == config.episodes:
@@ -166,7 +168,7 @@ def record(job: Job) -> bool:
         _ENVS.clear()
         _ENVS[key] = suite.make_env(get_task(suite, job.task), image_size=job.image_size)
     env = _ENVS[key]
-    demonstration = demonstrate(env, suite.make_expert, job.seed, job.push)
+    demonstration = demonstrate(env, suite.make_expert, job.seed, job.push, job.slips)
     if demonstration is None:
         job.failed.touch()
         return False
@@ -174,13 +176,13 @@ def record(job: Job) -> bool:
     return True
 
 
-def demonstrate(env: TaskEnv, make_expert: Any, seed: int, push: float) -> Demonstration | None:
+def demonstrate(env: TaskEnv, make_expert: Any, seed: int, push: float, slips: float) -> Demonstration | None:
     """One episode from the random start of `seed`, pushed about by `Disturbance`; None where it failed.
 
     The command that is kept is the expert's own, also in steps in which another one was executed.
     """
     observation, _ = env.reset(seed=seed)
-    expert, disturbance = make_expert(env), Disturbance(np.random.default_rng(seed), push)
+    expert, disturbance = make_expert(env), Disturbance(np.random.default_rng(seed), push, slips=slips)
     observations, commands, executed, pushed = [], [], [], []
     terminated = truncated = False
     while not (terminated or truncated):

@@ -108,7 +108,7 @@ def gather(parts: Sequence[Path], path: Path, task: Task, config: DemosConfig) -
 
 def settings(config: DemosConfig) -> dict[str, Any]:
     """What decides the content of an episode, beside its task."""
-    return {"image_size": config.image_size, "push": config.push, "seed": config.seed}
+    return {"image_size": config.image_size, "push": config.push, "slips": config.slips, "seed": config.seed}
 
 
 def read_task_file_seeds(path: Path, config: DemosConfig) -> list[int]:

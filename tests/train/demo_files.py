@@ -24,7 +24,7 @@ def write_demos(
         data = file.create_group("data")
         data.attrs["problem_info"] = json.dumps({"language_instruction": f"do the {task} task"})
         data.attrs["env_args"] = json.dumps({"suite": "robosuite"})
-        data.attrs["settings"] = json.dumps({"image_size": size, "push": 0.6, "seed": 0})
+        data.attrs["settings"] = json.dumps({"image_size": size, "push": 0.6, "slips": 0.35, "seed": 0})
         data.attrs["num_demos"] = demos
         if upright:
             data.attrs["image_convention"] = "upright"

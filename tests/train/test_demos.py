@@ -65,9 +65,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch, inline: None) -> list[int]:
     seeds: list[int] = []
     play = demos.demonstrate
 
-    def counting(env, make_expert, seed, push):
+    def counting(env, make_expert, seed, *disturbed):
         seeds.append(seed)
-        return play(env, make_expert, seed, push)
+        return play(env, make_expert, seed, *disturbed)
 
     monkeypatch.setattr(demos, "demonstrate", counting)
     return seeds
@@ -133,11 +133,11 @@ def test_a_stopped_run_goes_on_where_it_was(
 ):
     counting = demos.demonstrate
 
-    def killed(env, make_expert, seed, push):
+    def killed(env, make_expert, seed, *disturbed):
         if seed == SEED + 1 and not interrupted:
             interrupted.append(seed)
             raise KeyboardInterrupt
-        return counting(env, make_expert, seed, push)
+        return counting(env, make_expert, seed, *disturbed)
 
     interrupted: list[int] = []
     monkeypatch.setattr(demos, "demonstrate", killed)
@@ -193,9 +193,9 @@ def test_an_error_in_one_episode_leaves_the_others_unplayed(tmp_path: Path, monk
 def test_a_failed_episode_is_replaced_by_the_next_seed_once(tmp_path: Path, monkeypatch, inline: None):
     play, tried = demos.demonstrate, []
 
-    def clumsy(env, make_expert, seed, push):
+    def clumsy(env, make_expert, seed, *disturbed):
         tried.append(seed)
-        return None if seed in (3, 5) else play(env, make_expert, seed, push)
+        return None if seed in (3, 5) else play(env, make_expert, seed, *disturbed)
 
     monkeypatch.setattr(demos, "demonstrate", clumsy)
     (path,) = demos.run(config_in(tmp_path, seed=3))
@@ -258,7 +258,9 @@ def test_unknown_suites_and_tasks_are_refused_before_anything_runs(tmp_path: Pat
     assert recorded == [] and not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("name", "value"), [("episodes", 0), ("workers", 0), ("image_size", 8), ("push", -0.1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("episodes", 0), ("workers", 0), ("image_size", 8), ("push", -0.1), ("slips", 1.5)]
+)
 def test_settings_that_make_no_demonstrations_are_refused(tmp_path: Path, name: str, value: float):
     with pytest.raises(ValueError, match=f"got {name} {value}"):
         replace(config_in(tmp_path), **{name: value})

@@ -138,7 +138,7 @@ def test_half_finished_files_are_not_found_as_demonstrations(file: Path):
 
 def test_seeds_are_read_only_from_a_file_of_the_same_settings(file: Path):
     assert read_task_file_seeds(file, CONFIG) == [3, 5]
-    assert settings(CONFIG) == {"image_size": SIZE, "push": 0.5, "seed": 3}
+    assert settings(CONFIG) == {"image_size": SIZE, "push": 0.5, "slips": 0.35, "seed": 3}
     with pytest.raises(ValueError, match=r"made with .*'push': 0\.5.*, expected .*'push': 0\.6"):
         read_task_file_seeds(file, DemosConfig(image_size=SIZE, seed=3))
     with h5py.File(file, "r+") as source:

@@ -58,7 +58,9 @@ class Disturbance:
             self.active, self._offset = False, np.zeros(7)
         else:
             self.active = True
-            self._offset = fingers(FORCE_OPEN) if self.generator.uniform() < self.slips else self._draw()
+            # Without slips nothing is drawn for them: the pushes of a seed stay what they are.
+            slips = self.slips > 0 and self.generator.uniform() < self.slips
+            self._offset = fingers(FORCE_OPEN) if slips else self._draw()
         span = self.length if self.active else self.quiet
         self._left = int(self.generator.integers(span[0], span[1] + 1))
 
