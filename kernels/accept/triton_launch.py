@@ -48,9 +48,8 @@ def launch_choice(batch: int, shape: Sequence[int], largest: int) -> Launch:
     if batch <= 64:  # fewer programs than multiprocessors: the chain of latencies is the time
         eager = layers * levels <= EAGER_LOGITS
         return Launch(1, 1, eager, warps_for(padded_elements(shape, 1)), layers if eager else 1)
-    lanes = padded_elements(shape, largest) // largest
-    samples = max(128 // lanes, 1)
-    return Launch(samples, largest, False, warps_for(samples * lanes), layers if layers <= 4 else 1)
+    # Packed reads and several samples a program were slower on an H200 (bench/results), so `largest` waits for a sweep.
+    return Launch(1, 1, False, warps_for(padded_elements(shape, 1)), layers if layers <= 4 else 1)
 
 
 def warps_for(lanes: int) -> int:
