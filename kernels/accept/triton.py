@@ -176,8 +176,8 @@ def accept_kernel(
     done_passes = tl.load(passes + lane_b, mask=exists, other=0)
     proposed = tl.minimum(tl.load(drafted + lane_b, mask=exists, other=0), stop - 1)  # layers that hold a proposal
     first = done_passes == 0
-    if not EAGER:
-        if tl.max(live.to(tl.int32), 0) == 0:  # noqa: SIM102 -- decided when compiling
+    if not EAGER:  # noqa: SIM102 -- decided when compiling
+        if tl.max(live.to(tl.int32), 0) == 0:
             return
     inside = tl.max_constancy(of_elements(live, PACK) & (e < E), PACK)
     wanted = (b < B) & (e < E) if EAGER else inside
