@@ -1,17 +1,18 @@
 """The accept op as one Triton kernel that reads the logits once; `reference.py` says what it computes.
 
-A program does `BLOCK_B` samples; tensors are [samples, elements], elements (t, d) in memory order. Layers are
-unrolled: a first loop over them reads the logits and keeps, per element, main's choice (one register a layer)
-and whether the draft agrees (a field of a few bits a layer, wide enough to be summed over a sample as it is);
-the walk is arithmetic on those fields; a second loop selects the codes and adds up the latents in the order
-of the layers. Samples that finish decode their actions in the same program.
+A program does `BLOCK_B` samples; tensors are one-dimensional, an element (sample, t, d) each in memory order, or a
+lane each, which is `PACK` elements. A first loop over the layers reads the logits and keeps, per element, main's
+choice and what stood there (fields of a word, a few bits a layer) and whether they agree (a bit a layer). The walk is
+arithmetic on those bits; how often each is set over a sample is one sum of words whose fields are wide enough. A
+second loop selects the codes and adds up the latents in the order of the layers. Samples that finish decode their
+actions in the same program.
 
-Where the logits of a layer are contiguous a lane reads words of `PACK` neighbouring elements, and rows are
-taken apart in registers; any other strides are read level by level (`PACK` 1).
+Where the logits of a layer are contiguous a lane reads words of `PACK` neighbouring elements and takes them apart in
+registers; any other strides are read level by level (`PACK` 1).
 
-Nothing that the reference would leave as it is gets written. Logits of final layers are not read after the
-first pass, unless the launch is `EAGER`. Integer outputs and latents are the reference's bits: there is no
-a * b + c on their way that could be fused.
+Codes that do not change are not written. Logits of final layers are not read after the first pass, unless the launch
+is `EAGER`. Integer outputs and latents are the reference's bits: there is no a * b + c on their way that could be
+fused. As everywhere slack is at least 0, and at granularities `layer` and `all` the frontier is uniform over a sample.
 """
 
 import torch

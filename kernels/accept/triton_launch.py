@@ -13,6 +13,7 @@ from .state import AcceptParams
 
 PACKED_LEVELS = 16  # a lane holds as many words as there are levels; with more it reads level by level
 EAGER_LOGITS = 128  # of an element: what a lane can hold before it uses any
+EAGER_BATCH = 512  # samples that run at once, four on each multiprocessor: the chain of latencies is the time
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def launch_choice(batch: int, shape: Sequence[int], largest: int) -> Launch:
         largest: of `largest_pack`.
     """
     layers, _, _, levels = shape
-    if batch <= 64:  # fewer programs than multiprocessors: the chain of latencies is the time
+    if batch <= EAGER_BATCH:
         eager = layers * levels <= EAGER_LOGITS
         return Launch(1, 1, eager, warps_for(padded_elements(shape, 1)), layers if eager else 1)
     lanes = padded_elements(shape, largest) // largest
