@@ -65,7 +65,7 @@ SPILLS_ALLOWED = {form: 2 if form == "sampled" else 0 for form in FORMS}
 class Resources:
     """Of one compiled kernel: registers a thread, spills (instructions on local memory), shared bytes a block.
 
-    `instructions` are those of the whole program text; a warp runs each about once, but those of loops.
+    `instructions` are those of the whole program text, which one warp runs about once.
     """
 
     registers: int
@@ -73,7 +73,6 @@ class Resources:
     shared: int
     warps: int
     instructions: int
-    largest_loop: int
 
 
 def launch_of(shape: Shape, form: str, dtype: str, batch: int) -> Launch:
@@ -154,13 +153,8 @@ def read_resources(cubin: bytes, shared: int, warps: int) -> Resources:
     found = {name: int(value) for name, value in re.findall(r"(REG|SHARED):(\d+)", usage)}
     # Not STACK: a call of the float64 division keeps its return address there.
     spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
-    instructions = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", code)]
-    step = instructions[1][0] - instructions[0][0]
-    jumps = [(at, int(to[1], 16)) for at, text in instructions if (to := re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text))]
-    loops = [(at - to) // step + 1 for at, to in jumps if to < at]
-    return Resources(
-        found["REG"], spills, found["SHARED"] + shared, warps, len(instructions), max(loops, default=0)
-    )
+    instructions = len(re.findall(r"/\*[0-9a-f]{4,}\*/ +[^/ ]", code))
+    return Resources(found["REG"], spills, found["SHARED"] + shared, warps, instructions)
 
 
 def cuobjdump(option: str, path: Path) -> str:
@@ -172,15 +166,14 @@ def cuobjdump(option: str, path: Path) -> str:
 def report() -> list[str]:
     """Prints a row for every shape, form and architecture; returns what is over the budget."""
     over = []
-    columns = f"{'batch':>6} {'warps':>5} {'regs':>5} {'spills':>6} {'shared':>7} {'text':>6} {'loop':>5}"
+    columns = f"{'batch':>6} {'warps':>5} {'regs':>5} {'spills':>6} {'shared':>7} instructions"
     print(f"{'L T D V hidden':18} {'form':26} {'arch':6} {columns}")
     for shape in (*SHIPPED, EXTREME):
         name = f"{shape.layers} {shape.steps} {shape.dims} {shape.levels} {shape.hidden}"
         for form, capability, batch in product(FORMS, CAPABILITIES, BATCHES):
             used = compile_accept(shape, form, capability, launch=launch_of(shape, form, "bf16", batch))
-            numbers = f"{used.warps:5} {used.registers:5} {used.spills:6} {used.shared:7}"
-            text = f"{used.instructions:6} {used.largest_loop:5}"
-            row = f"{name:18} {form:26} sm_{capability:<3} {batch:6} {numbers} {text}"
+            numbers = f"{used.warps:5} {used.registers:5} {used.spills:6} {used.shared:7} {used.instructions:6}"
+            row = f"{name:18} {form:26} sm_{capability:<3} {batch:6} {numbers}"
             print(row, flush=True)
             if used.shared > SHARED_LIMIT or (shape in SHIPPED and used.spills > SPILLS_ALLOWED[form]):
                 over.append(row)
