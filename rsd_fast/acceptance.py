@@ -101,7 +101,7 @@ class Acceptance:
         temperature: 0 decodes greedily; above, codes are distributed as main's own samples.
     """
 
-    rule: Rule = Rule("distance", 1)
+    rule: Rule = typical(0.1)  # noqa: RUF009  # frozen; docs/recommended.md says why this one
     granularity: Granularity = "element"
     theta: float = 0.95
     keep: Literal["main", "draft"] = "main"

@@ -76,7 +76,7 @@ class RSDInferenceEngine:
         rfsq_model: RFSQCodec,
         *,
         mode: Mode = "rsd",
-        rule: str | Rule = "distance(1)",
+        rule: str | Rule = "typical(0.1)",
         granularity: Granularity = "element",
         theta: float = 0.95,
         keep: str = "main",
@@ -141,7 +141,7 @@ class RSDInferenceEngine:
 
     @classmethod
     def from_pretrained(
-        cls, path_or_hub_id: str | Path | None = None, *, mode: Mode = "rsd", draft: str = "regression", **settings: Any
+        cls, path_or_hub_id: str | Path | None = None, *, mode: Mode = "rsd", draft: str = "coarse", **settings: Any
     ) -> RSDInferenceEngine:
         """Loads a policy folder, a shipped checkpoint by name, or a hub id; the default is the shipped one.
 

@@ -17,9 +17,9 @@ MODES = ("sequential", "rsd", "jacobi", "parallel")  # the engine's, named here 
 class DecodeSettings:
     """How the modes decode. A mode string can set any of these for itself: "rsd:theta=1,rule=exact"."""
 
-    draft: Literal["regression", "coarse"] = "regression"
+    draft: Literal["regression", "coarse"] = "coarse"
     """Which draft model of the checkpoint proposes (mode rsd)."""
-    rule: str = "distance(1)"
+    rule: str = "typical(0.1)"
     """When a drafted code may stand: exact, distance(LEVELS) or typical(TAU)."""
     granularity: Literal["element", "layer"] = "element"
     """Accept element by element (partial acceptance), or whole layers."""
@@ -230,7 +230,7 @@ class ProfileConfig:
     """Policy: a folder, the name of a shipped checkpoint, or a hub id."""
     mode: Literal["sequential", "rsd", "jacobi", "parallel"] = "rsd"
     """How to decode."""
-    draft: Literal["regression", "coarse"] = "regression"
+    draft: Literal["regression", "coarse"] = "coarse"
     """Which draft model proposes (mode rsd)."""
     runtime: Literal["auto", "eager", "graph", "device-loop"] = "auto"
     """How rounds are driven. With device-loop the host marks one range a round; graph marks every stage."""

@@ -67,7 +67,7 @@ def resolve_checkpoint(path_or_id: str | Path | None = None) -> Path:
 
 def load_policy(
     path_or_id: str | Path | None = None,
-    draft: str | None = "regression",
+    draft: str | None = "coarse",
     device: str | torch.device = "cpu",
 ) -> PolicyParts:
     """Reads a policy folder.

@@ -26,7 +26,7 @@ def test_modes_come_in_one_word_or_several(words: list[str], modes: list[str]) -
 def test_a_mode_changes_only_what_it_names() -> None:
     choice = parse_mode("rsd:theta=1,rule=exact,stop=2", DecodeSettings(temperature=0.5))
     assert (choice.mode, choice.settings) == ("rsd", DecodeSettings(theta=1.0, rule="exact", stop=2, temperature=0.5))
-    assert choice.draft == "regression"
+    assert choice.draft == "coarse"
     assert parse_mode("sequential", DecodeSettings()).draft is None
 
 

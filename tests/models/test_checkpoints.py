@@ -111,7 +111,7 @@ def test_a_hub_id_that_cannot_be_had_says_why(monkeypatch: pytest.MonkeyPatch):
 def test_a_missing_part_is_named(folder: Path, part: str):
     (folder / part).unlink()
     with pytest.raises(FileNotFoundError, match=f"is not a policy folder: {part} is missing"):
-        load_policy(folder)
+        load_policy(folder, "regression")
     model = {"codec": RFSQCodec, "main": MainModel}.get(part.split("/")[0])
     if model is not None:
         with pytest.raises(FileNotFoundError, match=f"no {Path(part).name} in .*save_pretrained writes"):
