@@ -32,12 +32,12 @@ def script() -> dict:
 
 def test_an_episode(tmp_path: Path):
     """As a user runs it: a process of its own, nobody at the keyboard."""
-    policy = tiny_policy()
+    policy = tiny_policy("coarse")
     size = policy.main.config
     policy.main.tokenizer = InstructionTokenizer.train([INSTRUCTION], size.vocab_size, size.max_tokens)
     policy.codec.save_pretrained(tmp_path / "codec")
     policy.main.save_pretrained(tmp_path / "main")
-    policy.draft.save_pretrained(tmp_path / "draft-regression")
+    policy.draft.save_pretrained(tmp_path / "draft-coarse")
     command = [sys.executable, str(SCRIPT), "--checkpoint", str(tmp_path), "--task-suite-name", "libero_object"]
     command += ["--tasks", "2", "--num-trials-per-task", "1", "--max-steps", "6", "--env-img-res", "64"]
     command += ["--num-steps-wait", "2", "--device", "cpu"]
