@@ -15,19 +15,17 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .accept.state import AcceptParams
 from .accept.triton import accept_kernel
-from .accept.triton_launch import Launch, constants, largest_pack, launch_choice
+from .accept.triton_launch import Launch, constants, launch_choice
 
 CAPABILITIES = (80, 90)
 SHARED_LIMIT = 163 * 1024  # bytes a block may have on an A100 (sm_80); an H100 has more
 BATCHES = (1, 4096)  # a latency and a throughput launch
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 INTEGERS = ("codes", "frontier", "drafted", "finished", "passes", "agreed", "kept", "slack")
 FLOATS = ("latents", "codebook", "gain", "offset", "actions")
 WEIGHTS = ("w1", "b1", "w2", "b2")
@@ -75,11 +73,9 @@ class Resources:
     instructions: int
 
 
-def launch_of(shape: Shape, form: str, dtype: str, batch: int) -> Launch:
-    """What a call with contiguous logits launches."""
-    sizes = (batch, shape.layers, shape.steps, shape.dims, shape.levels)
-    logits = torch.empty(sizes, dtype=DTYPES[dtype], device="meta")
-    return launch_choice(batch, sizes[1:], 1 if form == "sampled" else largest_pack(logits))
+def launch_of(shape: Shape, batch: int) -> Launch:
+    """What a call launches."""
+    return launch_choice(batch, (shape.layers, shape.steps, shape.dims, shape.levels))
 
 
 def compile_accept(
@@ -100,7 +96,7 @@ def compile_accept(
     if not isinstance(accept_kernel, triton.JITFunction):
         raise RuntimeError("got TRITON_INTERPRET=1, expected it unset: interpreted kernels are not compiled")
     granularity, rule, expected, temperature = FORMS[form]
-    launch = launch or launch_of(shape, form, dtype, BATCHES[0])
+    launch = launch or launch_of(shape, BATCHES[0])
     elements = shape.steps * shape.dims
     params = AcceptParams(
         stop=shape.layers,
@@ -171,7 +167,7 @@ def report() -> list[str]:
     for shape in (*SHIPPED, EXTREME):
         name = f"{shape.layers} {shape.steps} {shape.dims} {shape.levels} {shape.hidden}"
         for form, capability, batch in product(FORMS, CAPABILITIES, BATCHES):
-            used = compile_accept(shape, form, capability, launch=launch_of(shape, form, "bf16", batch))
+            used = compile_accept(shape, form, capability, launch=launch_of(shape, batch))
             numbers = f"{used.warps:5} {used.registers:5} {used.spills:6} {used.shared:7} {used.instructions:6}"
             row = f"{name:18} {form:26} sm_{capability:<3} {batch:6} {numbers}"
             print(row, flush=True)

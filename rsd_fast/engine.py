@@ -27,6 +27,7 @@ from rsd_fast.models.checkpoints import PolicyParts, check_fit, load_policy
 from rsd_fast.models.draft import DraftModel
 from rsd_fast.models.inputs import PolicyInputs
 from rsd_fast.models.main import MainModel
+from rsd_fast.models.streaming import choose_device
 from rsd_fast.observation import Observation, build_inputs
 from rsd_fast.policy_round import PolicyRound, RoundParts, describe_state, split
 from rsd_fast.round_statistics import RoundStatistics
@@ -101,7 +102,7 @@ class RSDInferenceEngine:
         main_model.head_for(mode)  # refuses a mode that none of its heads can serve
         if stop is not None and tolerance is not None:
             raise ValueError("got both stop and tolerance, expected at most one: tolerance chooses the stop")
-        self.device = _device(device)
+        self.device = choose_device(device)
         self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         self.batch_invariant = self.device.type == "cpu" if batch_invariant is None else batch_invariant
         self.mode = mode
@@ -155,7 +156,7 @@ class RSDInferenceEngine:
             FileNotFoundError: nothing there, or a part is missing.
             ValueError: the parts do not fit together.
         """
-        device = _device(settings.get("device", "auto"))
+        device = choose_device(settings.get("device", "auto"))
         parts = load_policy(path_or_hub_id, draft if mode == "rsd" else None, device)
         return cls(parts.main, parts.draft, parts.codec, mode=mode, **settings)
 
@@ -292,15 +293,6 @@ def _sizes(name: str, values: Sequence[int], most: int | None = None) -> tuple[i
     if min(values) < 1 or (most is not None and max(values) > most):
         raise ValueError(f"got {name} {list(values)}, expected numbers from 1 {f'to {most}' if most else 'up'}")
     return tuple(sorted(set(values)))
-
-
-def _device(name: str | torch.device) -> torch.device:
-    if str(name) == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(f"got device {str(device)!r}, but torch {torch.__version__} sees no GPU; use device='cpu'")
-    return device
 
 
 def _to(model: M, device: torch.device, dtype: torch.dtype) -> M:

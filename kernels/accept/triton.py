@@ -64,12 +64,17 @@ def accept_triton_(
     """`rsd_fast.kernels.accept.accept_` for inputs that were checked; one launch, no synchronisation.
 
     `launch` is for benches and tests; None takes `launch_choice`.
+
+    Raises:
+        ValueError: a launch that packs more than the logits' layout allows.
     """
     batch, dims = logits.shape[0], logits.shape[3]
     hidden = 0 if decoder is None or decoder.b1 is None else decoder.b1.shape[0]
     sampling = params.temperature > 0
     if launch is None:
-        launch = launch_choice(batch, logits.shape[1:], 1 if sampling else largest_pack(logits))
+        launch = launch_choice(batch, logits.shape[1:])
+    elif launch.pack > (largest := 1 if sampling else largest_pack(logits)):
+        raise ValueError(f"got pack {launch.pack}, expected at most {largest} for logits of strides {logits.stride()}")
     accept_kernel[(triton.cdiv(batch, launch.samples),)](
         logits,
         *logits.stride(),

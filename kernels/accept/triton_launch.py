@@ -36,19 +36,18 @@ class Launch:
     unroll: int
 
 
-def launch_choice(batch: int, shape: Sequence[int], largest: int) -> Launch:
+def launch_choice(batch: int, shape: Sequence[int]) -> Launch:
     """The launch for `batch` samples.
 
     Args:
         batch: samples.
         shape: L, T, D, V.
-        largest: of `largest_pack`.
     """
     layers, _, _, levels = shape
     if batch <= 64:  # fewer programs than multiprocessors: the chain of latencies is the time
         eager = layers * levels <= EAGER_LOGITS
         return Launch(1, 1, eager, warps_for(padded_elements(shape, 1)), layers if eager else 1)
-    # Packed reads and several samples a program were slower on an H200 (bench/results), so `largest` waits for a sweep.
+    # Packed reads (`largest_pack`) and several samples a program were slower on an H200 (bench/results).
     return Launch(1, 1, False, warps_for(padded_elements(shape, 1)), layers if layers <= 4 else 1)
 
 
