@@ -24,6 +24,7 @@ for name in $steps; do
     case $name in
         tests) step gpu_tests python3 -m pytest -q -p no:cacheprovider --durations=8 tests/gpu ;;
         accept) step accept python3 -m bench.gpu_accept --out "$out/accept.json" ;;
+        sweep) step sweep python3 -m bench.gpu_accept --sweep --out "$out/sweep.json" ;;
         round) step round python3 -m bench.gpu_round --out "$out/round.json" ;;
         sanitize)
             step sanitizer_memcheck compute-sanitizer --tool memcheck --error-exitcode 1 "${sanitized[@]}"
@@ -33,7 +34,7 @@ for name in $steps; do
             step sanitizer_initcheck compute-sanitizer --tool initcheck --error-exitcode 1 "${sanitized[@]}"
             ;;
         pytest) step benchmark python3 -m pytest bench/ --benchmark-only --benchmark-json "$out/benchmark.json" ;;
-        *) echo "got step '$name', expected tests, accept, round, sanitize or pytest" >&2; exit 2 ;;
+        *) echo "got step '$name', expected tests, accept, sweep, round, sanitize or pytest" >&2; exit 2 ;;
     esac
 done
 exit $failed

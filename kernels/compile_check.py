@@ -15,17 +15,19 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .accept.state import AcceptParams
 from .accept.triton import accept_kernel
-from .accept.triton_launch import Launch, constants, launch_choice
+from .accept.triton_launch import Launch, constants, largest_pack, launch_choice
 
 CAPABILITIES = (80, 90)
 SHARED_LIMIT = 163 * 1024  # bytes a block may have on an A100 (sm_80); an H100 has more
 BATCHES = (1, 4096)  # a latency and a throughput launch
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 INTEGERS = ("codes", "frontier", "drafted", "finished", "passes", "agreed", "kept", "slack")
 FLOATS = ("latents", "codebook", "gain", "offset", "actions")
 WEIGHTS = ("w1", "b1", "w2", "b2")
@@ -63,7 +65,7 @@ SPILLS_ALLOWED = {form: 2 if form == "sampled" else 0 for form in FORMS}
 class Resources:
     """Of one compiled kernel: registers a thread, spills (instructions on local memory), shared bytes a block.
 
-    `instructions` are those of the whole program text, which one warp runs about once.
+    `instructions` are those of the whole program text; a warp runs each about once, but those of loops.
     """
 
     registers: int
@@ -71,11 +73,14 @@ class Resources:
     shared: int
     warps: int
     instructions: int
+    largest_loop: int
 
 
-def launch_of(shape: Shape, batch: int) -> Launch:
-    """What a call launches."""
-    return launch_choice(batch, (shape.layers, shape.steps, shape.dims, shape.levels))
+def launch_of(shape: Shape, form: str, dtype: str, batch: int) -> Launch:
+    """What a call with contiguous logits launches."""
+    sizes = (batch, shape.layers, shape.steps, shape.dims, shape.levels)
+    logits = torch.empty(sizes, dtype=DTYPES[dtype], device="meta")
+    return launch_choice(batch, sizes[1:], 1 if form == "sampled" else largest_pack(logits))
 
 
 def compile_accept(
@@ -96,7 +101,7 @@ def compile_accept(
     if not isinstance(accept_kernel, triton.JITFunction):
         raise RuntimeError("got TRITON_INTERPRET=1, expected it unset: interpreted kernels are not compiled")
     granularity, rule, expected, temperature = FORMS[form]
-    launch = launch or launch_of(shape, BATCHES[0])
+    launch = launch or launch_of(shape, form, dtype, BATCHES[0])
     elements = shape.steps * shape.dims
     params = AcceptParams(
         stop=shape.layers,
@@ -149,8 +154,13 @@ def read_resources(cubin: bytes, shared: int, warps: int) -> Resources:
     found = {name: int(value) for name, value in re.findall(r"(REG|SHARED):(\d+)", usage)}
     # Not STACK: a call of the float64 division keeps its return address there.
     spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
-    instructions = len(re.findall(r"/\*[0-9a-f]{4,}\*/ +[^/ ]", code))
-    return Resources(found["REG"], spills, found["SHARED"] + shared, warps, instructions)
+    instructions = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", code)]
+    step = instructions[1][0] - instructions[0][0]
+    jumps = [(at, int(to[1], 16)) for at, text in instructions if (to := re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text))]
+    loops = [(at - to) // step + 1 for at, to in jumps if to < at]
+    return Resources(
+        found["REG"], spills, found["SHARED"] + shared, warps, len(instructions), max(loops, default=0)
+    )
 
 
 def cuobjdump(option: str, path: Path) -> str:
@@ -162,14 +172,15 @@ def cuobjdump(option: str, path: Path) -> str:
 def report() -> list[str]:
     """Prints a row for every shape, form and architecture; returns what is over the budget."""
     over = []
-    columns = f"{'batch':>6} {'warps':>5} {'regs':>5} {'spills':>6} {'shared':>7} instructions"
+    columns = f"{'batch':>6} {'warps':>5} {'regs':>5} {'spills':>6} {'shared':>7} {'text':>6} {'loop':>5}"
     print(f"{'L T D V hidden':18} {'form':26} {'arch':6} {columns}")
     for shape in (*SHIPPED, EXTREME):
         name = f"{shape.layers} {shape.steps} {shape.dims} {shape.levels} {shape.hidden}"
         for form, capability, batch in product(FORMS, CAPABILITIES, BATCHES):
-            used = compile_accept(shape, form, capability, launch=launch_of(shape, batch))
-            numbers = f"{used.warps:5} {used.registers:5} {used.spills:6} {used.shared:7} {used.instructions:6}"
-            row = f"{name:18} {form:26} sm_{capability:<3} {batch:6} {numbers}"
+            used = compile_accept(shape, form, capability, launch=launch_of(shape, form, "bf16", batch))
+            numbers = f"{used.warps:5} {used.registers:5} {used.spills:6} {used.shared:7}"
+            text = f"{used.instructions:6} {used.largest_loop:5}"
+            row = f"{name:18} {form:26} sm_{capability:<3} {batch:6} {numbers} {text}"
             print(row, flush=True)
             if used.shared > SHARED_LIMIT or (shape in SHIPPED and used.spills > SPILLS_ALLOWED[form]):
                 over.append(row)

@@ -1,17 +1,18 @@
 """The accept op as one Triton kernel that reads the logits once; `reference.py` says what it computes.
 
-A program does `BLOCK_B` samples; tensors are [samples, elements], elements (t, d) in memory order. Layers are
-unrolled: a first loop over them reads the logits and keeps, per element, main's choice (one register a layer)
-and whether the draft agrees (a field of a few bits a layer, wide enough to be summed over a sample as it is);
-the walk is arithmetic on those fields; a second loop selects the codes and adds up the latents in the order
-of the layers. Samples that finish decode their actions in the same program.
+A program does `BLOCK_B` samples; tensors are one-dimensional, an element (sample, t, d) each in memory order, or a
+lane each, which is `PACK` elements. A first loop over the layers reads the logits and keeps, per element, main's
+choice and what stood there (fields of a word, a few bits a layer) and whether they agree (a bit a layer). The walk is
+arithmetic on those bits; how often each is set over a sample is one sum of words whose fields are wide enough. A
+second loop selects the codes and adds up the latents in the order of the layers. Samples that finish decode their
+actions in the same program.
 
-Where the logits of a layer are contiguous a lane reads words of `PACK` neighbouring elements, and rows are
-taken apart in registers; any other strides are read level by level (`PACK` 1).
+Where the logits of a layer are contiguous a lane reads words of `PACK` neighbouring elements and takes them apart in
+registers; any other strides are read level by level (`PACK` 1).
 
-Nothing that the reference would leave as it is gets written. Logits of final layers are not read after the
-first pass, unless the launch is `EAGER`. Integer outputs and latents are the reference's bits: there is no
-a * b + c on their way that could be fused.
+Codes that do not change are not written. Logits of final layers are not read after the first pass, unless the launch
+is `EAGER`. Integer outputs and latents are the reference's bits: there is no a * b + c on their way that could be
+fused. As everywhere slack is at least 0, and at granularities `layer` and `all` the frontier is uniform over a sample.
 """
 
 import torch
@@ -23,14 +24,16 @@ from torch import Tensor
 from .state import AcceptParams, ActionDecoder, RoundState
 from .triton_launch import Launch, constants, double_bits, largest_pack, launch_choice
 from .triton_parts import (
+    any_of,
     below_bit,
     bit_of,
     field,
     field_at,
     field_sums,
+    load_columns,
     load_logit,
     load_matrix,
-    load_rows,
+    load_one,
     load_vector,
     load_words,
     mish,
@@ -44,6 +47,7 @@ from .triton_parts import (
     smaller,
     softmax_mean,
     softmax_means_of,
+    store_one,
 )
 
 
@@ -66,14 +70,15 @@ def accept_triton_(
     `launch` is for benches and tests; None takes `launch_choice`.
 
     Raises:
-        ValueError: a launch that packs more than the logits' layout allows.
+        ValueError: a launch that packs more than the logits' layout allows, or has more warps than lanes.
     """
     batch, dims = logits.shape[0], logits.shape[3]
     hidden = 0 if decoder is None or decoder.b1 is None else decoder.b1.shape[0]
     sampling = params.temperature > 0
+    largest = 1 if sampling else largest_pack(logits)
     if launch is None:
-        launch = launch_choice(batch, logits.shape[1:])
-    elif launch.pack > (largest := 1 if sampling else largest_pack(logits)):
+        launch = launch_choice(batch, logits.shape[1:], largest)
+    elif launch.pack > largest:
         raise ValueError(f"got pack {launch.pack}, expected at most {largest} for logits of strides {logits.stride()}")
     accept_kernel[(triton.cdiv(batch, launch.samples),)](
         logits,
@@ -175,19 +180,26 @@ def accept_kernel(
     y = tl.arange(0, BLOCK_B * LANES)  # a lane each: PACK elements
     lane_b, lane = i_b + y // LANES, y % LANES
 
-    # What a sample has one of is loaded by all of its lanes: no exchange between them.
-    exists = lane_b < B
-    live = exists & (tl.load(finished + lane_b, mask=exists, other=1) == 0)
-    done_passes = tl.load(passes + lane_b, mask=exists, other=0)
-    proposed = tl.minimum(tl.load(drafted + lane_b, mask=exists, other=0), stop - 1)  # layers that hold a proposal
-    first = done_passes == 0
+    # What a sample has one of is a scalar in a program of one sample, and otherwise loaded by every lane of it: no lane
+    # waits for another.
+    live = load_one(finished, 1, i_b, lane_b, B, BLOCK_B, 1) == 0
+    done_passes = load_one(passes, 1, i_b, lane_b, B, BLOCK_B, 0)
+    proposed = tl.minimum(load_one(drafted, 1, i_b, lane_b, B, BLOCK_B, 0), stop - 1)  # layers that hold a proposal
+    alive = tl.where(live, 1, 0)
     if not EAGER:  # noqa: SIM102 -- decided when compiling
-        if tl.max(live.to(tl.int32), 0) == 0:
+        if any_of(alive) == 0:
             return
-    inside = tl.max_constancy(of_elements(live, PACK) & (e < E), PACK)
+    inside = tl.max_constancy((of_elements(alive, PACK) + 0 * x != 0) & (e < E), PACK)
     wanted = (b < B) & (e < E) if EAGER else inside
-    frontier += b * E + e
-    entry = tl.load(frontier, mask=wanted, other=0)
+    reads = ((lane_b < B) if EAGER else (alive + 0 * y != 0)) & (lane < E // PACK)
+    frontier_at = frontier + b * E + e
+    if granularity == "element":
+        entry = tl.load(frontier_at, mask=wanted, other=0)
+        lowest_entry = tl.min(tl.reshape(entry, (BLOCK_B * LANES, PACK)), 1)
+    else:  # uniform over a sample
+        lowest_entry = load_one(frontier, E, i_b, lane_b, B, BLOCK_B, 0)
+        entry = of_elements(lowest_entry, PACK)
+    read_from = tl.where(done_passes == 0, 0, lowest_entry)  # the first pass counts over all layers
     codes += b * (L * E) + e
     rows = logits + b * stride_b + (e // D).to(tl.int64) * stride_t + d.to(tl.int64) * stride_d
     if PACK > 1:
@@ -195,9 +207,6 @@ def accept_kernel(
         words = logits.to(tl.pointer_type(WORD)) + lane_b * (stride_b // PACK) + lane * V
     else:
         words = rows
-    lowest_entry = tl.min(tl.reshape(entry, (BLOCK_B * LANES, PACK)), 1)
-    reads = (exists if EAGER else live) & (lane < E // PACK)
-    read_from = tl.where(first, 0, lowest_entry)  # the first pass counts over all layers
     if EAGER and H > 0 and actions is not None:
         inner, outer = load_matrix(w1, H, D, H_PAD, D_PAD), load_matrix(w2, A, H, A_PAD, H_PAD)
         bias, last_bias = load_vector(b1, H, H_PAD), load_vector(b2, A, A_PAD)
@@ -217,7 +226,7 @@ def accept_kernel(
             code = tl.load(codes + l * E, mask=wanted, other=0)
             proposal = tl.minimum(code.to(tl.uint32, bitcast=True), V).to(tl.int32, bitcast=True)
             known = proposal < V
-            read = reads if EAGER else reads & (read_from <= l)
+            read = reads if EAGER else reads & (read_from + 0 * y <= l)
             if IN_WORDS:
                 loaded = load_words(words + l * (stride_l // PACK), stride_v, read, V)
                 level, top = most_likely_of(loaded, dtype, V, PACK)
@@ -228,7 +237,7 @@ def accept_kernel(
                 at = (b * L + l) * E + e
                 own, agree = sampled(
                     row, stride_v, read, top, code, known, uniforms + at * 2, draft_probs, at * V,
-                    first & (l < proposed), temperature_bits, V,
+                    l < tl.where(done_passes == 0, proposed, 0), temperature_bits, V,
                 )  # fmt: skip
                 choice += own << BITS
             elif rule == "distance":
@@ -246,8 +255,11 @@ def accept_kernel(
     # Walk.
     proposes = of_elements(proposed, PACK)
     agrees &= tl.where(inside, below_bit(proposes), 0)
-    final = tl.where(inside, below_bit(entry), 0)
+    final = below_bit(entry)
     agree_sums = field_sums(agrees, BLOCK_B, stop - 1, FIELD)
+    stand_sums = agree_sums
+    if granularity == "layer" and keep == "draft":
+        stand_sums = field_sums(tl.where(inside, agrees | valid, 0), BLOCK_B, stop - 1, FIELD)
     if granularity == "layer":
         passing = final
         for l in tl.static_range(stop - 1):
@@ -271,7 +283,7 @@ def accept_kernel(
             chosen = tl.where((((walked << 1) | 1) & (1 << l)) != 0, chosen >> BITS, chosen)
         chosen = tl.where((keeps & (1 << l)) != 0, standing, chosen)
         new = (chosen >> (l % PER * CHOICE)) & LEVELS
-        changed = ((chosen ^ standing) & (LEVELS << (l % PER * CHOICE))) != 0
+        changed = (((chosen ^ standing) >> (l % PER * CHOICE)) & LEVELS) != 0
         tl.store(codes + l * E, new, mask=changed)
         if l < stop - 1:
             stood &= ~changed
@@ -279,60 +291,67 @@ def accept_kernel(
             before_last = total
         total += tl.load(codebook + (l * D + d) * V + new, mask=inside if EAGER else None)
 
-    unfinished = inside & (entry < stop)
-    reach = tl.zeros(x.shape, tl.int32) + (stop if granularity == "all" else bit_of(walked + 1) + 1)
-    reach = tl.where(unfinished, reach, entry)
+    unfinished = inside & (entry + 0 * x < stop)
+    reach = stop if granularity == "all" else bit_of(walked + 1) + 1
+    reach = tl.where(entry < stop, reach, entry)
     if expected:
         levels = codebook + (stop - 1) * D * V
-        read = reads & (lowest_entry < stop)
+        read = reads & (lowest_entry + 0 * y < stop)
         if IN_WORDS:
             loaded = load_words(words + (stop - 1) * (stride_l // PACK), stride_v, read, V)
             mean = softmax_means_of(loaded, levels, lane, dtype, D, V, PACK)
         else:
             mean = softmax_mean(rows + (stop - 1) * stride_l, stride_v, read, levels + d * V, V)
-        total = tl.where((reach >= stop) & (stood | (granularity == "all")), before_last + mean, total)
+        total = tl.where((reach + 0 * x >= stop) & (stood | (granularity == "all")), before_last + mean, total)
     latents_at = latents + b * E + e
     total = tl.where(unfinished, total, tl.load(latents_at, mask=inside & ~unfinished, other=0.0))
-    reached = sample_sum((inside & (reach >= stop)).to(tl.int32), BLOCK_B)
-    ends = of_elements(live, PACK) & (reached >= (need if granularity == "element" else E))
-    ends_lane = of_lanes(ends.to(tl.int32), PACK)
+    if granularity == "element":
+        reached = of_lanes(sample_sum((inside & (reach >= stop)).to(tl.int32), BLOCK_B), PACK)
+        ends = alive * tl.where(reached >= need, 1, 0)
+        held = field_at(field_sums(tl.where(inside, accepted, 0), BLOCK_B, stop - 1, FIELD), lane, PACK, FIELD)
+    else:
+        ends = alive * tl.where(of_lanes(reach, PACK) >= stop, 1, 0)
+        held = field_at(stand_sums, lane, PACK, FIELD) * ((of_lanes(walked & ~final, PACK) >> lane) & 1)
 
-    # Write. Every lane has read what is written below: the sums above waited for all of a sample's.
-    tl.store(frontier, reach, mask=inside)
+    # Write, now that every lane has read what is written here.
+    if LANES > 32:
+        tl.debug_barrier()
+    tl.store(frontier_at, reach, mask=inside)
     tl.store(latents_at, total, mask=inside)
-    one = live & (lane == 0)
-    tl.store(drafted + lane_b, stop - 1 if redraft else 0, mask=one)
-    tl.store(finished + lane_b, ends_lane, mask=one)
-    tl.store(passes + lane_b, done_passes + 1, mask=one)
-    held_sums = field_sums(tl.where(inside, accepted, 0), BLOCK_B, stop - 1, FIELD)
-    counted = live & first & (lane < L)  # here a lane is a layer
-    counts_at = lane_b * L + lane
-    tl.store(agreed + counts_at, tl.where(lane < proposed, field_at(agree_sums, lane, PACK, FIELD), -1), mask=counted)
-    tl.store(kept + counts_at, tl.where(lane < proposed, field_at(held_sums, lane, PACK, FIELD), -1), mask=counted)
+    store_one(drafted, stop - 1 if redraft else 0, i_b, lane_b, lane, alive, BLOCK_B)
+    store_one(finished, ends, i_b, lane_b, lane, alive, BLOCK_B)
+    store_one(passes, done_passes + 1, i_b, lane_b, lane, alive, BLOCK_B)
+    counts_at = lane_b * L + lane  # here a lane is a layer
+    counted = (alive + 0 * y != 0) & (lane < tl.where(done_passes == 0, L, 0))
+    agree_counts = field_at(agree_sums, lane, PACK, FIELD)
+    tl.store(agreed + counts_at, tl.where(lane < proposed, agree_counts, -1), mask=counted)
+    tl.store(kept + counts_at, tl.where(lane < proposed, held, -1), mask=counted)
     if actions is not None:  # noqa: SIM102 -- decided when compiling
-        if tl.max(ends_lane, 0) != 0:
+        if any_of(ends) != 0:
             if H > 0:
                 if not EAGER:
                     inner, outer = load_matrix(w1, H, D, H_PAD, D_PAD), load_matrix(w2, A, H, A_PAD, H_PAD)
                     bias, last_bias = load_vector(b1, H, H_PAD), load_vector(b2, A, A_PAD)
                     scale, shift = load_vector(gain, A, A_PAD), load_vector(offset, A, A_PAD)
-                # Rows (sample, t): what the lanes hold is STEPS of them a sample, or they are read back.
+                # Columns (sample, t): what the lanes hold is STEPS of them a sample, or they are read back.
                 RESHAPED: tl.constexpr = D_PAD == D
                 STEPS: tl.constexpr = E_PAD // D if RESHAPED else triton.next_power_of_2(T)
-                r = tl.arange(0, BLOCK_B * STEPS)[:, None]
-                row_at = (i_b + r // STEPS) * T + r % STEPS
+                r = tl.arange(0, BLOCK_B * STEPS)[None, :]
+                column_at = (i_b + r // STEPS) * T + r % STEPS
                 if RESHAPED:
-                    z = tl.reshape(total, (BLOCK_B * STEPS, D))
+                    z = tl.trans(tl.reshape(total, (BLOCK_B * STEPS, D)))
                 else:
                     tl.debug_barrier()
-                    z = load_rows(latents, row_at, (r % STEPS < T) & (i_b + r // STEPS < B), D, D_PAD)
-                out = product(mish(product(z, inner) + bias), outer) + last_bias
-                a = tl.arange(0, A_PAD)[None, :]
-                of_samples = tl.max(tl.reshape(ends_lane, (BLOCK_B, LANES)), 1)[:, None]
-                of_rows = tl.reshape(tl.broadcast_to(of_samples, (BLOCK_B, STEPS)), (BLOCK_B * STEPS, 1))
-                writes = (of_rows != 0) & (r % STEPS < T) & (a < A)
-                tl.store(actions + row_at * A + a, out * scale + shift, mask=writes)
+                    z = load_columns(latents, column_at, (r % STEPS < T) & (i_b + r // STEPS < B), D, D_PAD)
+                out = product(outer, mish(product(inner, z) + bias)) + last_bias
+                a = tl.arange(0, A_PAD)[:, None]
+                of_columns = ends
+                if BLOCK_B > 1:
+                    of_samples = tl.max(tl.reshape(ends, (BLOCK_B, LANES)), 1)[:, None]
+                    of_columns = tl.reshape(tl.broadcast_to(of_samples, (BLOCK_B, STEPS)), (1, BLOCK_B * STEPS))
+                writes = (of_columns + 0 * r != 0) & (r % STEPS < T) & (a < A)
+                tl.store(actions + column_at * A + a, out * scale + shift, mask=writes)
             else:
                 if gain is not None:
                     total = total * tl.load(gain + d) + tl.load(offset + d)
-                tl.store(actions + b * E + e, total, mask=inside & ends)
+                tl.store(actions + b * E + e, total, mask=inside & (of_elements(ends, PACK) + 0 * x != 0))

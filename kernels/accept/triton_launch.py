@@ -13,6 +13,7 @@ from .state import AcceptParams
 
 PACKED_LEVELS = 16  # a lane holds as many words as there are levels; with more it reads level by level
 EAGER_LOGITS = 128  # of an element: what a lane can hold before it uses any
+EAGER_BATCH = 512  # samples that run at once, four on each multiprocessor: the chain of latencies is the time
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,21 @@ class Launch:
     unroll: int
 
 
-def launch_choice(batch: int, shape: Sequence[int]) -> Launch:
+def launch_choice(batch: int, shape: Sequence[int], largest: int) -> Launch:
     """The launch for `batch` samples.
 
     Args:
         batch: samples.
         shape: L, T, D, V.
+        largest: of `largest_pack`.
     """
     layers, _, _, levels = shape
-    if batch <= 64:  # fewer programs than multiprocessors: the chain of latencies is the time
+    if batch <= EAGER_BATCH:
         eager = layers * levels <= EAGER_LOGITS
         return Launch(1, 1, eager, warps_for(padded_elements(shape, 1)), layers if eager else 1)
-    # Packed reads (`largest_pack`) and several samples a program were slower on an H200 (bench/results).
-    return Launch(1, 1, False, warps_for(padded_elements(shape, 1)), layers if layers <= 4 else 1)
+    lanes = padded_elements(shape, largest) // largest
+    samples = max(128 // lanes, 1)
+    return Launch(samples, largest, False, warps_for(samples * lanes), layers if layers <= 4 else 2)
 
 
 def warps_for(lanes: int) -> int:
@@ -80,8 +83,15 @@ def largest_pack(logits: Tensor) -> int:
 def constants(
     params: AcceptParams, shape: Sequence[int], hidden: int, action_dims: int, launch: Launch
 ) -> dict[str, int | str | bool]:
-    """What the kernel is compiled for, `num_warps` included; `shape` is the logits'."""
+    """What the kernel is compiled for, `num_warps` included; `shape` is the logits'.
+
+    Raises:
+        ValueError: more warps than lanes.
+    """
     _, layers, steps, dims, levels = shape
+    lanes = launch.samples * padded_elements(shape[1:], launch.pack) // launch.pack
+    if launch.warps > warps_for(lanes):
+        raise ValueError(f"got {launch.warps} warps, expected at most {warps_for(lanes)} for {lanes} lanes")
     return {
         "L": layers,
         "T": steps,

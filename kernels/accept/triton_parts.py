@@ -95,9 +95,27 @@ def interleaved(parts):
 
 
 @triton.jit
+def load_one(pointer, STEP: tl.constexpr, i_b, lane_b, B, BLOCK_B: tl.constexpr, other: tl.constexpr):
+    """What a sample has one of, `STEP` apart: a scalar in a program of one sample, otherwise for every lane."""
+    if BLOCK_B == 1:
+        return tl.load(pointer + i_b * STEP)
+    else:
+        return tl.load(pointer + lane_b * STEP, mask=lane_b < B, other=other)
+
+
+@triton.jit
+def store_one(pointer, value, i_b, lane_b, lane, alive, BLOCK_B: tl.constexpr):
+    """The way back, for samples that are alive."""
+    if BLOCK_B == 1:
+        tl.store(pointer + i_b, value, mask=alive != 0)
+    else:
+        tl.store(pointer + lane_b, value, mask=(alive != 0) & (lane == 0))
+
+
+@triton.jit
 def of_elements(x, PACK: tl.constexpr):
-    """What every lane has one of, once for each of its elements."""
-    if PACK == 1:
+    """What every lane has one of, once for each of its elements; a scalar stays one."""
+    if PACK == 1 or len(x.shape) == 0:
         return x
     elif PACK == 2:
         return tl.interleave(x, x)
@@ -107,16 +125,31 @@ def of_elements(x, PACK: tl.constexpr):
 
 @triton.jit
 def of_lanes(x, PACK: tl.constexpr):
-    """The first, and largest, of each lane's elements."""
-    return tl.max(tl.reshape(x, (x.shape[0] // PACK, PACK)), 1)
+    """The largest of each lane's elements; a scalar stays one."""
+    if PACK == 1 or len(x.shape) == 0:
+        return x
+    else:
+        return tl.max(tl.reshape(x, (x.shape[0] // PACK, PACK)), 1)
+
+
+@triton.jit
+def any_of(x):
+    """Not 0 where some x is not, a scalar."""
+    if len(x.shape) == 0:
+        return x.to(tl.int32)
+    else:
+        return tl.max(x.to(tl.int32), 0)
 
 
 @triton.jit
 def sample_sum(x, BLOCK_B: tl.constexpr):
-    """Over the elements of each sample, for each of them."""
-    by_sample = tl.reshape(x, (BLOCK_B, x.shape[0] // BLOCK_B))
-    sums = tl.sum(by_sample, 1, keep_dims=True)
-    return tl.reshape(tl.broadcast_to(sums, by_sample.shape), x.shape)
+    """Over the elements of each sample: for each of them, or of a single sample a scalar."""
+    if BLOCK_B == 1:
+        return tl.sum(x, 0)
+    else:
+        by_sample = tl.reshape(x, (BLOCK_B, x.shape[0] // BLOCK_B))
+        sums = tl.sum(by_sample, 1, keep_dims=True)
+        return tl.reshape(tl.broadcast_to(sums, by_sample.shape), x.shape)
 
 
 @triton.jit
@@ -152,7 +185,7 @@ def softmax_mean(row, stride_v, mask, levels, V: tl.constexpr):
 @triton.jit
 def below_bit(n):
     """The bits below bit n."""
-    return (tl.full(n.shape, 1, tl.int32) << n) - 1
+    return (1 << n) - 1
 
 
 @triton.jit
@@ -265,24 +298,24 @@ def weight(pointers, mask, top, temperature_bits):
 
 @triton.jit
 def load_matrix(pointer, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ROWS_PAD: tl.constexpr, COLUMNS_PAD: tl.constexpr):
-    """A contiguous matrix, transposed and padded with zeros, [COLUMNS_PAD, ROWS_PAD]."""
-    i = tl.arange(0, ROWS_PAD)[None, :]
-    j = tl.arange(0, COLUMNS_PAD)[:, None]
+    """A contiguous matrix, padded with zeros, [ROWS_PAD, COLUMNS_PAD]."""
+    i = tl.arange(0, ROWS_PAD)[:, None]
+    j = tl.arange(0, COLUMNS_PAD)[None, :]
     return tl.load(pointer + i * COLUMNS + j, mask=(i < ROWS) & (j < COLUMNS), other=0.0)
 
 
 @triton.jit
-def load_rows(pointer, rows, mask, COLUMNS: tl.constexpr, PAD: tl.constexpr):
-    """Rows [n, 1] of a contiguous matrix, padded with zeros, [n, PAD]."""
-    j = tl.arange(0, PAD)[None, :]
-    return tl.load(pointer + rows * COLUMNS + j, mask=mask & (j < COLUMNS), other=0.0)
+def load_columns(pointer, at, mask, ROWS: tl.constexpr, PAD: tl.constexpr):
+    """Rows `at` [1, n] of a contiguous matrix as columns, padded with zeros, [PAD, n]."""
+    i = tl.arange(0, PAD)[:, None]
+    return tl.load(pointer + at * ROWS + i, mask=mask & (i < ROWS), other=0.0)
 
 
 @triton.jit
 def load_vector(pointer, SIZE: tl.constexpr, PAD: tl.constexpr):
-    """Padded with zeros, [1, PAD]."""
+    """Padded with zeros, [PAD, 1]."""
     i = tl.arange(0, PAD)
-    return tl.load(pointer + i, mask=i < SIZE, other=0.0)[None]
+    return tl.load(pointer + i, mask=i < SIZE, other=0.0)[:, None]
 
 
 @triton.jit

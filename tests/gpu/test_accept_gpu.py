@@ -11,6 +11,8 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from rsd_fast.kernels.accept import AcceptParams, RoundState, accept_
+from rsd_fast.kernels.accept.triton import accept_triton_
+from rsd_fast.kernels.accept.triton_launch import Launch, largest_pack, launch_choice
 from rsd_fast.kernels.registry import pick
 from tests.kernels.accept_cases import Case, cases, copy_state, random_case
 from tests.kernels.test_accept_reference import assert_same
@@ -113,6 +115,54 @@ def test_nothing_is_written_beside_the_buffers(granularity):
     for whole in buffers:
         assert (whole[:GUARD] == 77).all() and (whole[-GUARD:] == 77).all()
     assert_same(replace(case, state=state, actions=actions), case.run("reference"))
+
+
+LAUNCHES = {  # samples, pack, eager, warps, unroll
+    (3, 8, 7, 5): (
+        *((1, 1, True, 2, 3), (1, 1, False, 2, 1), (1, 2, True, 1, 3), (2, 2, False, 2, 3)),
+        *((4, 4, False, 2, 3), (8, 4, False, 4, 1), (8, 4, True, 4, 3)),
+    ),
+    (8, 8, 16, 7): (
+        *((1, 1, True, 4, 8), (1, 1, False, 4, 1), (1, 2, True, 2, 8), (2, 2, False, 4, 2)),
+        *((1, 4, False, 1, 2), (4, 4, False, 4, 2), (4, 4, True, 4, 1)),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("granularity", "rule", "expected"),
+    [("element", "distance", True), ("layer", "typical", False), ("all", "distance", True)],
+)
+@pytest.mark.parametrize("sizes", LAUNCHES, ids=str)
+def test_every_launch_gives_the_same_bits(sizes, granularity, rule, expected):
+    """Batches that fill no program, with finished samples among the others; the default launch is one of them."""
+    layers, steps, dims, _ = sizes
+    form = {"granularity": granularity, "rule": rule, "expected": expected}
+    params = replace(GREEDY, stop=layers, log_tau=-0.5, need=steps * dims - 3, **form)
+    for batch in (1, 67):
+        hidden = 64 if dims == 16 else 0
+        case = random_case(params, (batch, *sizes), batch, dtype=torch.bfloat16, hidden=hidden, mid_round=batch > 1)
+        wanted, case = case.run("reference"), case.to("cuda")
+        for launch in LAUNCHES[sizes]:
+            after = replace(case, state=copy_state(case.state), actions=case.actions.clone())
+            accept_triton_(
+                case.logits,
+                after.state,
+                case.codebook,
+                case.slack,
+                params,
+                decoder=case.decoder,
+                actions=after.actions,
+                launch=Launch(*launch),
+            )
+            assert_same(after.to("cpu"), wanted)
+
+
+def test_batches_choose_launches_of_their_own():
+    logits = torch.zeros(2, 8, 8, 16, 7, dtype=torch.bfloat16, device="cuda")
+    small, large = (launch_choice(batch, (8, 8, 16, 7), largest_pack(logits)) for batch in (1, 4096))
+    assert small.eager and small.samples == 1
+    assert large.pack == 4 and not large.eager
 
 
 def test_the_same_bits_every_time_and_alone():
