@@ -1,0 +1,169 @@
+"""Where to take LIBERO's objects: bowls and mugs by the rim, everything else across its narrowest side.
+
+A grasp is chosen from the geometry as it is now, so a bottle that fell over is taken as it lies. Metres, radians.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .libero_scene import Points, Scene
+from .skills import Hand, Point, Rotation
+
+WIDEST = 0.076  # of what fits between the fingers
+FINGER, HAND, ARM = 0.048, 0.105, 0.06  # half the room to the side of open fingers, of the hand, of the wrist
+HOME_YAW = np.pi / 2  # of the finger axis as the arm starts
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How to take a kind of object.
+
+    Attributes:
+        rim: whether by the rim, one finger inside; otherwise across.
+        depth: of the fingertips below the top (of the rim: where it is taken), at most.
+        inset: of the hand from the outer edge of the rim.
+    """
+
+    rim: bool = False
+    depth: float = 0.035
+    inset: float = 0.0
+
+
+ACROSS = Shape()
+SHAPES = {  # by LIBERO's category; the others are taken across
+    "akita_black_bowl": Shape(rim=True, depth=0.020, inset=0.008),
+    "white_bowl": Shape(rim=True, depth=0.020, inset=0.008),
+    "glazed_rim_porcelain_ramekin": Shape(rim=True, depth=0.020, inset=0.008),
+    "porcelain_mug": Shape(rim=True, depth=0.025, inset=0.005),
+    "white_yellow_mug": Shape(rim=True, depth=0.025, inset=0.005),
+    "red_coffee_mug": Shape(rim=True, depth=0.025, inset=0.005),
+    "plate": Shape(rim=True, depth=0.010, inset=0.006),
+}
+
+
+def shape_of(scene: Scene, name: str) -> Shape:
+    """How to take the object `name`."""
+    return SHAPES.get(scene.simulator.get_object(name).category_name, ACROSS)
+
+
+@dataclass(frozen=True)
+class Grasp:
+    """A way to take an object, chosen when the object was at `origin`, turned by `turn`.
+
+    Attributes:
+        offset: of the hand from the object's origin, in the object's frame.
+        rotation: of the hand, in the world.
+        width: of what will be between the fingers; 0 for a rim.
+        cost: the lower, the freer the way of the fingers and the less the wrist turns.
+    """
+
+    offset: Point
+    rotation: Rotation
+    width: float
+    origin: Point
+    turn: Rotation
+    cost: float
+
+    def position(self, scene: Scene, name: str) -> Point:
+        """Of the hand, with the object where it is now."""
+        return scene.position(name) + scene.rotation(name) @ self.offset
+
+    def is_stale(self, scene: Scene, name: str, moved: float = 0.04, turned: float = 0.2) -> bool:
+        """Whether the object is no longer where or how it was, so that another grasp may be better."""
+        cosine = (np.trace(self.turn.T @ scene.rotation(name)) - 1) / 2
+        return bool(np.linalg.norm(scene.position(name) - self.origin) > moved or cosine < np.cos(turned))
+
+
+def choose_grasp(scene: Scene, name: str, hand: Hand, whim: Sequence[float]) -> Grasp:
+    """The cheapest grasp.
+
+    Args:
+        whim: added to the costs of 24 directions, so that equals are not always decided the same way.
+
+    Raises:
+        ValueError: the object is too wide whichever way one takes it.
+    """
+    found = candidates(scene, name, hand, whim)
+    if not found:
+        raise ValueError(f"got {name} as it lies, expected a side narrower than {WIDEST} m")
+    return min(found, key=lambda grasp: grasp.cost)
+
+
+def candidates(scene: Scene, name: str, hand: Hand, whim: Sequence[float]) -> list[Grasp]:
+    """Every grasp from above that fits between the fingers."""
+    shape, own = shape_of(scene, name), scene.parts(name)
+    mine = scene.points(own)
+    others = scene.points(scene.solid & ~own & ~scene.robot, edge=6)
+    low, high = mine.min(0), mine.max(0)
+    middle = (low + high) / 2
+    near = np.linalg.norm((others - middle)[:, :2], axis=1) < 0.22
+    others = others[near & (others[:, 2] > low[2] + 0.01)]
+    found = []
+    for extra, angle in zip(whim, np.linspace(0, 2 * np.pi, len(whim), endpoint=False), strict=True):
+        if not shape.rim and angle >= np.pi:
+            continue
+        along = np.array([np.cos(angle), np.sin(angle)])
+        across = np.array([-along[1], along[0]])
+        width, center = _extent(mine, middle, along)
+        length, _ = _extent(mine, middle, across)
+        if shape.rim:
+            places = [_on_rim(mine, middle, along, width, shape)]
+        elif width < WIDEST:
+            top = high[2] - min(shape.depth, (high[2] - low[2]) / 2)
+            height = max(top, low[2] + 0.012)
+            slides = (0.0,) if length < 0.07 else (0.0, 0.012, -0.012, 0.022, -0.022)
+            places = [np.array([*(center + across * slide), height]) for slide in slides]
+        else:
+            continue
+        for place in places:
+            yaw = half_turn(angle - HOME_YAW)
+            slid = abs(float((place[:2] - center) @ across))
+            cost = extra + 0.8 * abs(yaw) + _blocked(others, place, along, shape.rim)
+            cost += 0.0 if shape.rim else 8 * slid + 30 * max(0.0, width - 0.06)
+            found.append(_grasp(scene, name, place, HOME_YAW + yaw, 0.0 if shape.rim else width, cost))
+    return found
+
+
+def _grasp(scene: Scene, name: str, place: Point, yaw: float, width: float, cost: float) -> Grasp:
+    origin, turn = scene.position(name), scene.rotation(name)
+    return Grasp(turn.T @ (place - origin), pointing_down(yaw), width, origin, turn, cost)
+
+
+def _extent(points: Points, middle: Point, along: np.ndarray) -> tuple[float, np.ndarray]:
+    """Width of `points` along a horizontal direction, and the middle of it."""
+    reach = (points - middle)[:, :2] @ along
+    return float(reach.max() - reach.min()), middle[:2] + along * (reach.max() + reach.min()) / 2
+
+
+def _on_rim(points: Points, middle: Point, along: np.ndarray, width: float, shape: Shape) -> Point:
+    place = middle[:2] + along * (width / 2 - shape.inset)
+    rim = points[np.linalg.norm(points[:, :2] - place, axis=1) < 0.022]
+    top = rim[:, 2].max() if len(rim) else points[:, 2].max()
+    return np.array([*place, top - shape.depth])
+
+
+def _blocked(others: Points, place: Point, along: np.ndarray, rim: bool) -> float:
+    """What stands where fingers, hand and wrist would be."""
+    aside, across = (others - place)[:, :2] @ along, (others - place)[:, :2] @ np.array([-along[1], along[0]])
+    above = others[:, 2] - place[2]
+    fingers = (np.abs(np.abs(aside) - FINGER) < 0.016) & (np.abs(across) < 0.016) & (above > -0.008)
+    if rim:
+        fingers &= aside > 0  # the other one is inside
+    hand = (np.abs(aside) < HAND) & (np.abs(across) < 0.04) & (above > 0.045)
+    arm = (np.abs(aside) < ARM) & (np.abs(across) < 0.06) & (above > 0.10)
+    return float(3 * min(fingers.sum(), 3) + 2 * min(hand.sum(), 5) + min(arm.sum(), 3))
+
+
+def pointing_down(yaw: float) -> Rotation:
+    """The hand pointing down, its finger axis along `yaw`."""
+    x, z = np.array([np.cos(yaw), np.sin(yaw), 0.0]), np.array([0.0, 0.0, -1.0])
+    return np.stack([x, np.cross(z, x), z], axis=1)
+
+
+def half_turn(angle: float) -> float:
+    """The same finger axis in [-pi/2, pi/2)."""
+    return float((angle + np.pi / 2) % np.pi - np.pi / 2)

@@ -1,0 +1,131 @@
+"""Taking an object and putting it on or into something: most of what LIBERO asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import skills
+from .libero_objects import Grasp, choose_grasp
+from .libero_scene import Goal, Scene
+from .skills import OPEN, Command, Hand, Point
+
+DIRECTIONS = 24  # that a grasp is chosen from
+HOVER = 0.09  # height of the hand above the grasp while it lines up, at least
+ROOM = 0.02  # between what travels and what it passes over
+OPENED = 0.06  # gap of fingers that count as open
+
+
+@dataclass(frozen=True)
+class Manner:
+    """What differs between the episodes of one task: seeded, small."""
+
+    whim: tuple[float, ...]
+    speed: float
+    hover: float
+
+    @classmethod
+    def draw(cls, generator: np.random.Generator) -> Manner:
+        """The manner of one episode."""
+        whim = generator.uniform(0, 0.25, DIRECTIONS)
+        return cls(tuple(whim), float(generator.uniform(0.85, 1.0)), HOVER + float(generator.uniform(-0.01, 0.02)))
+
+
+def make_place(scene: Scene, goal: Goal, generator: np.random.Generator) -> list[Place]:
+    """The job of `("on" or "in", thing, target)`; see `Kind`."""
+    return [Place(scene, goal, Manner.draw(generator))]
+
+
+class Place:
+    """Reach, grasp, lift, carry, let go; which of them is decided anew each step from the state.
+
+    Only the grasp is remembered: it is chosen anew when the object is no longer where it was.
+    """
+
+    def __init__(self, scene: Scene, goal: Goal, manner: Manner) -> None:
+        self.scene, self.goal, self.manner = scene, goal, manner
+        self.thing, self.target = goal[1], goal[2]
+        self.support = target_body(scene, self.target)
+        self.grasp: Grasp | None = None
+
+    def done(self) -> bool:
+        """See `Job`."""
+        return self.scene.holds(self.goal) and not self.scene.grasped(self.thing)
+
+    def act(self, hand: Hand) -> Command:
+        """See `Job`."""
+        scene, thing = self.scene, self.thing
+        held = self.is_held(hand)
+        if self.grasp is None or (not held and self.grasp.is_stale(scene, thing)):
+            self.grasp = choose_grasp(scene, thing, hand, self.manner.whim)
+        grip, rotation = self.grasp.position(scene, thing), self.grasp.rotation
+        if self.is_placed():
+            return skills.release(hand, rotation)
+        if held:
+            return self.carry(hand)
+        if skills.at_grasp(hand, grip, rotation) and hand.gap > max(0.003, self.grasp.width - 0.015):
+            return skills.grasp(hand, grip, rotation)
+        return self.reach(hand, grip)
+
+    def is_held(self, hand: Hand) -> bool:
+        """Whether both fingers touch the object, or it hangs between them: on the way contacts come and go."""
+        scene, thing = self.scene, self.thing
+        if scene.grasped(thing):
+            return True
+        if self.grasp is None or hand.gap > OPENED or not scene.airborne(thing):
+            return False
+        return bool(np.linalg.norm(self.grasp.position(scene, thing) - hand.position) < 0.015)
+
+    def reach(self, hand: Hand, grip: Point) -> Command:
+        """Over everything on the way, then down a funnel; with closed fingers only down to where they open."""
+        assert self.grasp is not None
+        rotation, aside = self.grasp.rotation, float(np.linalg.norm((grip - hand.position)[:2]))
+        over = max(grip[2] + self.manner.hover, self.scene.highest(hand.position, grip) + ROOM)
+        if aside > 0.03 and hand.position[2] < over - 0.03:
+            return skills.move(hand, np.array([*hand.position[:2], over]), rotation, OPEN)
+        height = skills.funnel(skills.misalignment(hand, grip, rotation), over - grip[2])
+        if hand.gap < OPENED:
+            height = max(height, 0.05)
+        return skills.move(hand, skills.above(grip, height), rotation, OPEN, self.manner.speed)
+
+    def carry(self, hand: Hand) -> Command:
+        """The object over its target, over everything on the way, then down."""
+        assert self.grasp is not None
+        scene, at = self.scene, self.scene.position(self.thing)
+        goal = self.place(hand)
+        below = at[2] - scene.bottom(self.thing)
+        over = scene.highest(at, goal, leave_out=[self.thing]) + below + ROOM
+        clearance = max(0.0, over - goal[2])
+        return skills.carry(hand, at, goal, self.grasp.rotation, clearance)
+
+    def place(self, hand: Hand) -> Point:
+        """Where the object's origin is to go."""
+        scene, thing, target = self.scene, self.thing, self.scene.position(self.target)
+        below = scene.position(thing)[2] - scene.bottom(thing)
+        if self.support is not None and self.support.startswith("basket"):
+            # Deep, but the hand stays out of it.
+            reach = hand.position[2] - scene.bottom(thing)
+            floor = scene.position(self.support)[2]
+            bottom = max(floor + 0.03, scene.top(self.support) + 0.01 - (reach + 0.045))
+            return np.array([*scene.position(self.support)[:2], bottom + below])
+        return np.array([*target[:2], target[2] + below])
+
+    def is_placed(self) -> bool:
+        """Whether the object is where it should be, so that letting go is right."""
+        scene, thing = self.scene, self.thing
+        if scene.holds(self.goal):
+            return True
+        gap = scene.position(thing) - self.place(Hand.of(scene.simulator))
+        if np.linalg.norm(gap[:2]) > 0.015:
+            return False
+        resting = self.support is not None and scene.touching(scene.parts(thing), scene.parts(self.support))
+        return bool(gap[2] < 0.006 or (resting and scene.speed(thing) < 0.02))
+
+
+def target_body(scene: Scene, target: str) -> str | None:
+    """The object or fixture that a target is or belongs to; None for a place on the table."""
+    if scene.is_body(target):
+        return target
+    parent = getattr(scene.simulator.object_sites_dict[target], "parent_name", None)
+    return parent if parent is not None and scene.is_body(parent) else None
