@@ -67,6 +67,7 @@ class Episode:
 
     item: WorkItem
     infos: list[dict[str, Any]] = field(default_factory=list)
+    states: list[np.ndarray] = field(default_factory=list)  # of the robot, at every observation
     film: Film = field(default_factory=Film)
     simulator: dict[str, Any] = field(default_factory=dict)  # its last info
     simulator_seconds: float = 0.0
@@ -82,6 +83,8 @@ class Episode:
         """An answer of the simulator."""
         self.simulator = self.simulator | reply.info
         self.simulator_seconds += reply.seconds
+        if "error" not in reply.info:
+            self.states.append(np.array(reply.observation["state"]))
         if "frames" in reply.info:
             self.film.frames += list(self.simulator.pop("frames"))
 
@@ -120,6 +123,8 @@ class Episode:
             machine=context.machine,
             versions=context.versions,
             commit=context.commit,
+            aperture=[round(float(np.abs(state[6:8]).sum()), 4) for state in self.states],
+            height=[round(float(state[2]), 4) for state in self.states],
         )
 
 

@@ -38,6 +38,8 @@ class EpisodeRow:
         settings: everything that makes rows comparable; equal in all rows of a mode.
         machine: cores, workers, threads: what latency depends on beside the settings.
         versions, commit: of the software.
+        aperture, height: of the robot's hand, at every observation: distance of the fingers [m] and height [m]. One
+            entry a chunk, and one more at the end of the episode. Empty in older records.
     """
 
     suite: str
@@ -62,6 +64,8 @@ class EpisodeRow:
     machine: dict[str, Any]
     versions: dict[str, str]
     commit: str | None = None
+    aperture: list[float] = field(default_factory=list)
+    height: list[float] = field(default_factory=list)
 
     @property
     def key(self) -> Key:
