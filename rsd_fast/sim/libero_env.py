@@ -105,6 +105,11 @@ class LiberoEnv(RobosuiteEnv):
         self.steps = 0
         return self.observe(), {"success": False, "steps": 0}
 
+    def place(self, positions: Float[np.ndarray, " nq"], fixtures: Float[np.ndarray, "K 7"]) -> None:
+        """See `TaskEnv`."""
+        super().place(positions, fixtures)
+        self.simulator._post_process()  # whether the stove glows
+
     def _restart(self, hard: bool) -> None:
         """What LIBERO's reset does; `hard` compiles the model anew, which takes ten times as long."""
         from robosuite.utils.errors import RandomizationError

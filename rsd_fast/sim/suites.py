@@ -51,6 +51,24 @@ class TaskEnv(gymnasium.Env[Observation, np.ndarray]):
         """The third-person camera alone, for videos."""
         raise NotImplementedError
 
+    def positions(self) -> Float[np.ndarray, " nq"]:
+        """The joint positions that pictures taken now show, float64."""
+        raise NotImplementedError
+
+    def fixtures(self) -> Float[np.ndarray, "K 7"]:
+        """Poses of the bodies that nothing moves during an episode: position [m], quaternion (w first); float64."""
+        raise NotImplementedError
+
+    def place(self, positions: Float[np.ndarray, " nq"], fixtures: Float[np.ndarray, "K 7"]) -> None:
+        """Shows the scene of `positions` and `fixtures`: what `observe` draws next.
+
+        For pictures of a recorded episode, after any `reset`; to go on with the physics, reset again.
+
+        Raises:
+            ValueError: they are of another model.
+        """
+        raise NotImplementedError
+
     def render(self) -> Image:
         """As in gymnasium: `frame`."""
         return self.frame()
