@@ -16,7 +16,7 @@ from tyro.conf import subcommand
 
 from rsd_fast.evaluate.config import EvalConfig, InfoConfig, ProfileConfig, ReportConfig
 from rsd_fast.models.convert_config import ConvertConfig
-from rsd_fast.train.config import AllTraining, CodecTraining, DemosConfig, DraftTraining, MainTraining
+from rsd_fast.train.config import AllTraining, CodecTraining, DemosConfig, DraftTraining, MainTraining, RenderConfig
 
 DESCRIPTION = """Residual speculative decoding for robot policies.
 
@@ -43,6 +43,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "demos": Command(DemosConfig, "rsd_fast.train.demos:run", resumes=True),
+    "render": Command(RenderConfig, "rsd_fast.train.render:run", resumes=True),
     "train codec": Command(CodecTraining, "rsd_fast.train.codec:run", resumes=True),
     "train main": Command(MainTraining, "rsd_fast.train.main:run", resumes=True),
     "train draft": Command(DraftTraining, "rsd_fast.train.draft:run", resumes=True),

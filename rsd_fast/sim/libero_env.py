@@ -105,9 +105,9 @@ class LiberoEnv(RobosuiteEnv):
         self.steps = 0
         return self.observe(), {"success": False, "steps": 0}
 
-    def place(self, positions: Float[np.ndarray, " nq"], fixtures: Float[np.ndarray, "K 7"]) -> None:
+    def place(self, snapshot: Float[np.ndarray, " M"], fixtures: Float[np.ndarray, "K 7"]) -> None:
         """See `TaskEnv`."""
-        super().place(positions, fixtures)
+        super().place(snapshot, fixtures)
         self.simulator._post_process()  # whether the stove glows
 
     def _restart(self, hard: bool) -> None:

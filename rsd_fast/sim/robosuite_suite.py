@@ -93,14 +93,14 @@ class RobosuiteEnv(TaskEnv):
         """See `TaskEnv`."""
         return self._draw(FULL_CAMERA)
 
-    def positions(self) -> Float[np.ndarray, " nq"]:
+    def snapshot(self) -> Float[np.ndarray, " M"]:
         """See `TaskEnv`. A physics step computes the scene and then moves on, so pictures are one of them behind."""
         import mujoco
 
         model, data = self._mujoco()
         shown = np.array(data.qpos)
         mujoco.mj_integratePos(model, shown, data.qvel, -model.opt.timestep)
-        return shown
+        return np.concatenate([[data.time], shown, np.zeros(model.nv)])
 
     def fixtures(self) -> Float[np.ndarray, "K 7"]:
         """See `TaskEnv`."""
@@ -108,19 +108,20 @@ class RobosuiteEnv(TaskEnv):
         still = standing_bodies(model)
         return np.concatenate([model.body_pos[still], model.body_quat[still]], 1)
 
-    def place(self, positions: Float[np.ndarray, " nq"], fixtures: Float[np.ndarray, "K 7"]) -> None:
+    def place(self, snapshot: Float[np.ndarray, " M"], fixtures: Float[np.ndarray, "K 7"]) -> None:
         """See `TaskEnv`."""
         import mujoco
 
         model, data = self._mujoco()
         still = standing_bodies(model)
-        if positions.shape != (model.nq,) or fixtures.shape != (len(still), 7):
+        expected = ((1 + model.nq + model.nv,), (len(still), 7))
+        if (snapshot.shape, fixtures.shape) != expected:
             raise ValueError(
-                f"got positions {positions.shape} and fixtures {fixtures.shape}, expected {(model.nq,)} and "
-                f"{(len(still), 7)} of {self.task.name}: they are of another version of its model"
+                f"got a snapshot {snapshot.shape} and fixtures {fixtures.shape}, expected {expected[0]} and "
+                f"{expected[1]} of {self.task.name}: they are of another version of its model"
             )
         model.body_pos[still], model.body_quat[still] = fixtures[:, :3], fixtures[:, 3:]
-        data.qpos[:] = positions
+        data.qpos[:] = snapshot[1 : 1 + model.nq]
         # What drawing needs of `mj_forward`; without the collisions it takes a tenth of the time.
         mujoco.mj_kinematics(model, data)
         mujoco.mj_comPos(model, data)

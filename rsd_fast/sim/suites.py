@@ -51,16 +51,18 @@ class TaskEnv(gymnasium.Env[Observation, np.ndarray]):
         """The third-person camera alone, for videos."""
         raise NotImplementedError
 
-    def positions(self) -> Float[np.ndarray, " nq"]:
-        """The joint positions that pictures taken now show, float64."""
+    def snapshot(self) -> Float[np.ndarray, " M"]:
+        """What pictures taken now show, float64: the simulator's flattened state of time [s], joint positions and
+        joint velocities. Pictures do not show velocities; they are left 0.
+        """
         raise NotImplementedError
 
     def fixtures(self) -> Float[np.ndarray, "K 7"]:
         """Poses of the bodies that nothing moves during an episode: position [m], quaternion (w first); float64."""
         raise NotImplementedError
 
-    def place(self, positions: Float[np.ndarray, " nq"], fixtures: Float[np.ndarray, "K 7"]) -> None:
-        """Shows the scene of `positions` and `fixtures`: what `observe` draws next.
+    def place(self, snapshot: Float[np.ndarray, " M"], fixtures: Float[np.ndarray, "K 7"]) -> None:
+        """Shows a recorded scene: what `observe` draws next.
 
         For pictures of a recorded episode, after any `reset`; to go on with the physics, reset again.
 

@@ -1,8 +1,10 @@
 """`rsd-fast demos`: demonstrations of the scripted experts, in parallel and resumable.
 
 Every episode that a worker finishes becomes a file of its own, so a run that is stopped goes on where it was;
-the last step gathers them into one HDF5 file a task. Which episodes end up there depends on the seed alone,
+when a task has enough, they are gathered into one HDF5 file. Which episodes end up there depends on the seed alone,
 not on the number of workers.
+
+All tasks share one queue, so no worker waits for the last episodes of a task.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +29,7 @@ from .hdf5 import Demonstration, gather, read_task_file_seeds, settings, write_p
 if TYPE_CHECKING:
     from .config import DemosConfig
 
-WAVES = 4  # how often failed episodes are replaced by new ones before giving up
+TRIES = 4  # episodes played for one that is wanted, at most
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Job:
     suite: str
     task: str
     seed: int
-    image_size: int
+    image_size: int | None  # None for no pictures
     push: float
     slips: float
     folder: Path
@@ -52,6 +55,42 @@ class Job:
         return self.folder / f"demo_{self.seed:06d}.failed"
 
 
+@dataclass
+class Recording:
+    """A task on the way to its demonstrations: `jobs` are all that were given out, `playing` how many are under way."""
+
+    task: Task
+    config: DemosConfig
+    file: Path
+    jobs: list[Job] = field(default_factory=list)
+    playing: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """Of finished episodes."""
+        return self.file.with_suffix(".parts")
+
+    @property
+    def successful(self) -> list[Job]:
+        """In the order of their seeds."""
+        return [job for job in self.jobs if job.part.exists()]
+
+    def next_job(self) -> Job | None:
+        """The episode of the next seed; None where too many have failed."""
+        config = self.config
+        if len(self.jobs) == TRIES * config.episodes:
+            return None
+        size = config.image_size if config.render else None
+        made_with = (size, config.push, config.slips, self.folder)
+        self.jobs.append(Job(self.task.suite, self.task.name, config.seed + len(self.jobs), *made_with))
+        return self.jobs[-1]
+
+    def finish(self) -> None:
+        """Makes the task's file."""
+        gather([job.part for job in self.successful], self.file, self.task, self.config)
+        shutil.rmtree(self.folder)
+
+
 def run(config: DemosConfig) -> list[Path]:
     """Writes `config.episodes` successful demonstrations of each task.
 
@@ -60,26 +99,35 @@ def run(config: DemosConfig) -> list[Path]:
 
     Raises:
         ValueError: an unknown suite or task, or files made with other settings.
-        RuntimeError: the expert of a task fails too often.
+        RuntimeError: the experts of some tasks fail too often; the other tasks have their files.
     """
     suite = get_suite(config.suite)
     tasks = [get_task(suite, name) for name in config.tasks or [task.name for task in suite.tasks]]
-    files = {task.name: config.out / suite.name / f"{task.name}_demo.hdf5" for task in tasks}
-    missing = [task for task in tasks if not is_complete(files[task.name], config)]
+    files = [config.out / suite.name / f"{task.name}_demo.hdf5" for task in tasks]
+    recordings = [
+        Recording(task, config, file)
+        for task, file in zip(tasks, files, strict=True)
+        if not is_complete(file, config)
+    ]
+    for recording in recordings:
+        open_parts(recording.folder, config)
     # Spawned: GL contexts do not survive a fork.
     with (
         ProcessPoolExecutor(config.workers, get_context("spawn"), end_on_interrupt) as pool,
-        progress_bar("demonstrations", config.episodes * len(missing)) as advance,
+        progress_bar("demonstrations", config.episodes * len(recordings)) as advance,
     ):
         try:
-            for task in missing:
-                jobs = record_task(task, config, files[task.name].with_suffix(".parts"), pool, advance)
-                gather([job.part for job in jobs], files[task.name], task, config)
-                shutil.rmtree(jobs[0].folder)
+            record_all(recordings, pool, advance)
         except BaseException:  # the pool would first play everything that is waiting
             pool.shutdown(cancel_futures=True)
             raise
-    return list(files.values())
+    short = [recording for recording in recordings if not recording.file.exists()]
+    if short:
+        counts = (f"{r.task.name}: the expert succeeded in {len(r.successful)} of {len(r.jobs)} episodes" for r in short)
+        raise RuntimeError(
+            f"{', '.join(counts)}, expected {config.episodes}; try a smaller --push than {config.push}"
+        )
+    return files
 
 
 def end_on_interrupt() -> None:
@@ -121,54 +169,49 @@ def open_parts(folder: Path, config: DemosConfig) -> None:
     note.write_text(json.dumps(settings(config)))
 
 
-def record_task(
-    task: Task, config: DemosConfig, folder: Path, pool: ProcessPoolExecutor, advance: Any
-) -> list[Job]:
-    """Records until enough episodes succeeded; returns their jobs, in the order of their seeds."""
-    open_parts(folder, config)
-    done: list[Job] = []
-    first = config.seed
-    for _ in range(WAVES):
-        seeds = range(first, first + config.episodes - len(done))
-        made_with = (config.image_size, config.push, config.slips, folder)
-        jobs = [Job(task.suite, task.name, seed, *made_with) for seed in seeds]
-        done += [job for job, success in zip(jobs, run_jobs(jobs, pool, advance), strict=True) if success]
-        first = seeds.stop
-        if len(done) == config.episodes:
-            return done
-    raise RuntimeError(
-        f"{task.name}: the expert succeeded in {len(done)} of {first - config.seed} episodes, expected "
-        f"{config.episodes}; try a smaller --push than {config.push}"
-    )
+def record_all(recordings: Sequence[Recording], pool: ProcessPoolExecutor, advance: Callable[[int], None]) -> None:
+    """Plays episodes of all tasks, a new one for each that failed; a task that has enough gets its file at once."""
+    playing: dict[Future[bool], Recording] = {}
+
+    def give_out(recording: Recording) -> None:
+        """The next episode; those with a result on disk are not played again."""
+        while (job := recording.next_job()) is not None:
+            if job.part.exists():
+                return advance(1)
+            if not job.failed.exists():
+                playing[pool.submit(record, job)] = recording
+                recording.playing += 1
+                return None
+
+    for recording in recordings:
+        for _ in range(recording.config.episodes):
+            give_out(recording)
+        finish_if_done(recording)
+    while playing:
+        for future in wait(playing, return_when=FIRST_COMPLETED).done:
+            recording = playing.pop(future)
+            recording.playing -= 1
+            if future.result():
+                advance(1)
+            else:
+                give_out(recording)
+            finish_if_done(recording)
 
 
-def run_jobs(jobs: list[Job], pool: ProcessPoolExecutor, advance: Any) -> list[bool]:
-    """Whether each job succeeded; those with a result on disk are not run again."""
-    futures = {}
-    for job in jobs:
-        if job.part.exists():
-            advance(1)
-        elif not job.failed.exists():
-            futures[pool.submit(record, job)] = job
-    for future in as_completed(futures):
-        advance(int(future.result()))
-    return [job.part.exists() for job in jobs]
+def finish_if_done(recording: Recording) -> None:
+    """Makes the file of a task that plays no more episodes and has enough."""
+    if recording.playing == 0 and len(recording.successful) == recording.config.episodes:
+        recording.finish()
 
 
-_ENVS: dict[tuple[str, str, int], TaskEnv] = {}  # of this worker; building one takes seconds
+_ENVS: dict[tuple[str, str, int | None], TaskEnv] = {}  # of this worker; building one takes seconds
 
 
 def record(job: Job) -> bool:
     """Runs one episode and writes its file; whether the expert succeeded."""
     suite = get_suite(job.suite)
-    key = (job.suite, job.task, job.image_size)
-    if key not in _ENVS:
-        for env in _ENVS.values():
-            env.close()
-        _ENVS.clear()
-        _ENVS[key] = suite.make_env(get_task(suite, job.task), image_size=job.image_size)
-    env = _ENVS[key]
-    demonstration = demonstrate(env, suite.make_expert, job.seed, job.push, job.slips)
+    env = environment(job.suite, job.task, job.image_size)
+    demonstration = demonstrate(env, suite.make_expert, job.seed, job.push, job.slips, job.image_size is not None)
     if demonstration is None:
         job.failed.touch()
         return False
@@ -176,31 +219,49 @@ def record(job: Job) -> bool:
     return True
 
 
-def demonstrate(env: TaskEnv, make_expert: Any, seed: int, push: float, slips: float) -> Demonstration | None:
+def environment(suite: str, task: str, image_size: int | None) -> TaskEnv:
+    """This worker's simulator of a task; without an image size, one that draws nothing."""
+    key = (suite, task, image_size)
+    if key not in _ENVS:
+        for env in _ENVS.values():
+            env.close()
+        _ENVS.clear()
+        found = get_suite(suite)
+        options = {"render": False} if image_size is None else {"image_size": image_size}
+        _ENVS[key] = found.make_env(get_task(found, task), **options)
+    return _ENVS[key]
+
+
+def demonstrate(
+    env: TaskEnv, make_expert: Any, seed: int, push: float, slips: float, pictures: bool = True
+) -> Demonstration | None:
     """One episode from the random start of `seed`, pushed about by `Disturbance`; None where it failed.
 
     The command that is kept is the expert's own, also in steps in which another one was executed.
     """
     observation, _ = env.reset(seed=seed)
     expert, disturbance = make_expert(env), Disturbance(np.random.default_rng(seed), push, slips=slips)
-    observations, commands, executed, pushed = [], [], [], []
+    observations, snapshots, commands, executed, pushed = [], [], [], [], []
     terminated = truncated = False
     while not (terminated or truncated):
         command = expert.act()
         action = np.clip(command + disturbance.next(), -1.0, 1.0)
-        observations.append(observation)
+        observations.append(observation if pictures else {"state": observation["state"]})
+        snapshots.append(env.snapshot())
         commands.append(np.clip(command, -1.0, 1.0))
         executed.append(action)
         pushed.append(disturbance.active)
         observation, _, terminated, truncated, _ = env.step(action)
     if not terminated:
         return None
+    images = {f"{name}s": [seen[name] for seen in observations] for name in ("full_image", "wrist_image") if pictures}
     return Demonstration(
         seed=seed,
         actions=np.asarray(commands, np.float32),
         executed=np.asarray(executed, np.float32),
         pushed=np.asarray(pushed, np.uint8),
-        full_images=np.stack([seen["full_image"] for seen in observations]),
-        wrist_images=np.stack([seen["wrist_image"] for seen in observations]),
-        states=np.stack([seen["state"] for seen in observations]),
+        proprio=np.stack([seen["state"] for seen in observations]),
+        states=np.asarray(snapshots, np.float32),
+        fixtures=env.fixtures(),
+        **{name: np.stack(frames) for name, frames in images.items()},
     )

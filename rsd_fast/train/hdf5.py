@@ -5,6 +5,8 @@
         actions             [N, 7] float32, what the expert commanded
         executed_actions    [N, 7] float32, what was executed; ours only
         pushed              [N] uint8, 1 where the two differ; ours only
+        states              [N, 1 + nq + nv] float32, the simulator's flattened state: time, positions, velocities
+        fixtures            [K, 7] float64, poses of the bodies that stand still; ours only
         dones, rewards      [N] uint8, 1 at the last step
         robot_states        [N, 9] float32: two finger joints, hand position, hand quaternion (xyzw)
         obs
@@ -13,6 +15,13 @@
 
 LIBERO's public files hold pictures as the simulator gives them, turned by 180 degrees. Ours are upright, and
 say so: attribute `image_convention` = "upright" of `data`.
+
+LIBERO's `states` are float64 and have velocities, and each demonstration of its files names the XML model that they
+belong to. Ours are what the pictures of the step show, without velocities (0); the model is the task's own, with its
+fixtures at `fixtures`.
+
+A file recorded without pictures (`rsd-fast demos --no-render`) has no `agentview_rgb` and `eye_in_hand_rgb`, and not
+what follows from the rest: `dones`, `rewards`, `robot_states`, `ee_pos`, `ee_ori`. `rsd-fast render` adds them all.
 """
 
 from __future__ import annotations
@@ -33,60 +42,92 @@ if TYPE_CHECKING:
     from ..sim.suites import Task
     from .config import DemosConfig
 
+SMALL = 512  # bytes, below which compression costs more than it saves
+
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One successful episode, step by step."""
+    """One successful episode, step by step; see the module's text. `proprio`: hand position, axis-angle, fingers."""
 
     seed: int
     actions: Float[np.ndarray, "N 7"]
     executed: Float[np.ndarray, "N 7"]
     pushed: UInt8[np.ndarray, " N"]
-    full_images: UInt8[np.ndarray, "N S S 3"]
-    wrist_images: UInt8[np.ndarray, "N S S 3"]
-    states: Float[np.ndarray, "N 8"]
+    proprio: Float[np.ndarray, "N 8"]
+    states: Float[np.ndarray, "N M"]
+    fixtures: Float[np.ndarray, "K 7"]
+    full_images: UInt8[np.ndarray, "N S S 3"] | None = None
+    wrist_images: UInt8[np.ndarray, "N S S 3"] | None = None
+
+    def numbers(self) -> dict[str, np.ndarray]:
+        """What cannot be told from the rest, by its name in a file."""
+        return {
+            "actions": self.actions,
+            "executed_actions": self.executed,
+            "pushed": self.pushed,
+            "states": self.states,
+            "fixtures": self.fixtures,
+            "obs/ee_states": self.proprio[:, :6],
+            "obs/gripper_states": self.proprio[:, 6:],
+        }
+
+    def derived(self) -> dict[str, np.ndarray]:
+        """What LIBERO's files say a second time."""
+        ends = np.zeros(len(self.actions), np.uint8)
+        ends[-1] = 1
+        position, turn, fingers = np.split(self.proprio, [3, 6], axis=1)
+        quaternion = Rotation.from_rotvec(turn).as_quat().astype(np.float32)
+        return {
+            "dones": ends,
+            "rewards": ends,
+            "robot_states": np.concatenate([fingers, position, quaternion], axis=1),
+            "obs/ee_pos": position,
+            "obs/ee_ori": turn,
+        }
 
 
 def write_part(path: Path, demo: Demonstration) -> None:
     """Writes one episode; the file is there whole or not at all."""
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    with h5py.File(unfinished, "w") as file:
+    with h5py.File(unfinished, "w", libver="latest") as file:
         write_demonstration(file.create_group("demo"), demo)
     unfinished.rename(path)
 
 
 def write_demonstration(group: h5py.Group, demo: Demonstration) -> None:
     """Fills the group of one episode."""
-    count = len(demo.actions)
-    group.attrs.update(num_samples=count, seed=demo.seed, success=True)
-    ends = np.zeros(count, np.uint8)
-    ends[-1] = 1
-    position, turn, fingers = np.split(demo.states, [3, 6], axis=1)
-    quaternion = Rotation.from_rotvec(turn).as_quat().astype(np.float32)
-    steps = {
-        "actions": demo.actions,
-        "executed_actions": demo.executed,
-        "pushed": demo.pushed,
-        "dones": ends,
-        "rewards": ends,
-        "robot_states": np.concatenate([fingers, position, quaternion], axis=1),
-        "obs/ee_states": np.concatenate([position, turn], axis=1),
-        "obs/ee_pos": position,
-        "obs/ee_ori": turn,
-        "obs/gripper_states": fingers,
-    }
-    for name, values in steps.items():
-        group.create_dataset(name, data=values)
-    images = {"agentview_rgb": demo.full_images, "eye_in_hand_rgb": demo.wrist_images}
-    for name, pictures in images.items():
-        chunks = (min(16, count), *pictures.shape[1:])
-        group.create_dataset(f"obs/{name}", data=pictures, chunks=chunks, compression="lzf")
+    group.attrs.update(num_samples=len(demo.actions), seed=demo.seed, success=True)
+    pictures = {"agentview_rgb": demo.full_images, "eye_in_hand_rgb": demo.wrist_images}
+    drawn = {name: images for name, images in pictures.items() if images is not None}
+    for name, values in (demo.numbers() | (demo.derived() if drawn else {})).items():
+        write_numbers(group, name, values)
+    for name, images in drawn.items():
+        chunks = (min(16, len(images)), *images.shape[1:])
+        group.create_dataset(f"obs/{name}", data=images, chunks=chunks, compression="lzf")
+
+
+def write_numbers(group: h5py.Group, name: str, values: np.ndarray) -> None:
+    """Compressed where that pays."""
+    packed = {"chunks": values.shape, "compression": "gzip", "compression_opts": 9, "shuffle": True}
+    group.create_dataset(name, data=values, **(packed if values.nbytes > SMALL else {}))
+
+
+def read_numbers(group: h5py.Group) -> Demonstration:
+    """The episode of a group, without its pictures.
+
+    Raises:
+        KeyError: it has no states to draw pictures of.
+    """
+    proprio = np.concatenate([group["obs/ee_states"][()], group["obs/gripper_states"][()]], 1)
+    names = ("actions", "executed_actions", "pushed")
+    steps = (group[name][()] for name in names)
+    return Demonstration(int(group.attrs["seed"]), *steps, proprio, group["states"][()], group["fixtures"][()])
 
 
 def gather(parts: Sequence[Path], path: Path, task: Task, config: DemosConfig) -> None:
     """Copies single episodes into one file, there whole or not at all."""
     unfinished = path.with_suffix(".tmp")
-    with h5py.File(unfinished, "w") as file:
+    with h5py.File(unfinished, "w", libver="latest") as file:
         data = file.create_group("data")
         total = 0
         for index, part in enumerate(parts):
@@ -96,19 +137,26 @@ def gather(parts: Sequence[Path], path: Path, task: Task, config: DemosConfig) -
         data.attrs.update(
             num_demos=len(parts),
             total=total,
-            problem_info=json.dumps({"problem_name": task.name, "language_instruction": task.instruction}),
-            env_args=json.dumps(
-                {"env_name": task.name, "suite": task.suite, "image_size": config.image_size}
-            ),
-            image_convention="upright",
-            settings=json.dumps(settings(config)),
+            **describe(task, settings(config)),
         )
     unfinished.rename(path)
 
 
+def describe(task: Task, made_with: dict[str, Any]) -> dict[str, str]:
+    """Attributes of a task's file."""
+    size = {"image_size": made_with["image_size"]} if "image_size" in made_with else {}
+    return {
+        "problem_info": json.dumps({"problem_name": task.name, "language_instruction": task.instruction}),
+        "env_args": json.dumps({"env_name": task.name, "suite": task.suite, **size}),
+        "image_convention": "upright",
+        "settings": json.dumps(made_with),
+    }
+
+
 def settings(config: DemosConfig) -> dict[str, Any]:
     """What decides the content of an episode, beside its task."""
-    return {"image_size": config.image_size, "push": config.push, "slips": config.slips, "seed": config.seed}
+    size = {"image_size": config.image_size} if config.render else {}
+    return {**size, "push": config.push, "slips": config.slips, "seed": config.seed}
 
 
 def read_task_file_seeds(path: Path, config: DemosConfig) -> list[int]:

@@ -76,6 +76,8 @@ def read_headers(file: Path) -> list[DemoHeader]:
             keys = sorted(data, key=lambda key: int(key.removeprefix("demo_")))
             headers = []
             for key in keys:
+                if CAMERAS[0] not in data[key]["obs"] and "states" in data[key]:
+                    raise ValueError("it was recorded without pictures; draw them with `rsd-fast render`")
                 shape = data[key]["obs"][CAMERAS[0]].shape
                 headers.append(DemoHeader(file, key, _text(instruction), shape[0], shape[1], upright))
     except (OSError, KeyError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from rsd_fast.sim.suites import Task
 from rsd_fast.train.config import DemosConfig
-from rsd_fast.train.hdf5 import Demonstration, gather, read_task_file_seeds, settings, write_part
+from rsd_fast.train.hdf5 import Demonstration, gather, read_numbers, read_task_file_seeds, settings, write_part
 from rsd_fast.train.read import find_files, read_demo, read_demos, read_headers
 
 TASK = Task("robosuite", "Lift", "lift the red cube", 150)
@@ -25,6 +26,7 @@ LAYOUT = {
     "dones": ((), "uint8"),
     "rewards": ((), "uint8"),
     "robot_states": ((9,), "float32"),
+    "states": ((5,), "float32"),
     "obs/agentview_rgb": ((SIZE, SIZE, 3), "uint8"),
     "obs/eye_in_hand_rgb": ((SIZE, SIZE, 3), "uint8"),
     "obs/ee_states": ((6,), "float32"),
@@ -40,8 +42,9 @@ def demonstration(seed: int, count: int = 20) -> Demonstration:
     rng = np.random.default_rng(seed)
     actions = rng.uniform(-1, 1, (2, count, 7)).astype(np.float32)
     images = rng.integers(0, 256, (2, count, SIZE, SIZE, 3), np.uint8)
-    states = rng.uniform(-1, 1, (count, 8)).astype(np.float32)
-    return Demonstration(seed, *actions, rng.integers(0, 2, count, np.uint8), *images, states)
+    proprio, states = np.split(rng.uniform(-1, 1, (count, 13)).astype(np.float32), [8], axis=1)
+    pushed, fixtures = rng.integers(0, 2, count, np.uint8), rng.uniform(-1, 1, (3, 7))
+    return Demonstration(seed, *actions, pushed, proprio, states, fixtures, *images)
 
 
 @pytest.fixture
@@ -70,6 +73,8 @@ def test_the_layout_is_libero_s(file: Path):
             found: dict[str, Any] = {}
             demo.visititems(lambda key, node, found=found: found.update({key: node}))
             sets = {key: node for key, node in found.items() if isinstance(node, h5py.Dataset)}
+            fixtures = sets.pop("fixtures")
+            assert (fixtures.shape, fixtures.dtype.name) == ((3, 7), "float64")
             assert {key: (node.shape, node.dtype.name) for key, node in sets.items()} == {
                 key: ((count, *shape), dtype) for key, (shape, dtype) in LAYOUT.items()
             }
@@ -79,7 +84,7 @@ def test_states_are_split_as_libero_splits_them(file: Path):
     demo = demonstration(3)
     with h5py.File(file) as source:
         group = source["data/demo_0"]
-        position, turn, fingers = demo.states[:, :3], demo.states[:, 3:6], demo.states[:, 6:]
+        position, turn, fingers = demo.proprio[:, :3], demo.proprio[:, 3:6], demo.proprio[:, 6:]
         assert np.array_equal(group["obs/ee_pos"], position)
         assert np.array_equal(group["obs/ee_ori"], turn)
         assert np.array_equal(group["obs/ee_states"], np.hstack([position, turn]))
@@ -101,9 +106,25 @@ def test_what_is_read_is_what_was_written(file: Path):
         read, wrote = read_demo(header), demonstration(seed, header.frames)
         assert np.array_equal(read.images[:, 0], wrote.full_images)
         assert np.array_equal(read.images[:, 1], wrote.wrist_images)
-        assert np.array_equal(read.proprio, wrote.states)
+        assert np.array_equal(read.proprio, wrote.proprio)
         assert np.array_equal(read.actions, wrote.actions)
         assert np.array_equal(read.pushed, wrote.pushed.astype(bool))
+
+
+def test_without_pictures_only_what_cannot_be_told_from_the_rest_is_there(tmp_path: Path):
+    demo = replace(demonstration(3), full_images=None, wrist_images=None)
+    write_part(tmp_path / "demo.hdf5", demo)
+    gather([tmp_path / "demo.hdf5"], tmp_path / "all.hdf5", TASK, replace(CONFIG, render=False))
+    with h5py.File(tmp_path / "all.hdf5") as source:
+        group = source["data/demo_0"]
+        assert set(group) == {"actions", "executed_actions", "pushed", "states", "fixtures", "obs"}
+        assert set(group["obs"]) == {"ee_states", "gripper_states"}
+        read = read_numbers(group)
+    assert read.seed == 3
+    for name, values in demo.numbers().items():
+        assert np.array_equal(read.numbers()[name], values)
+    with pytest.raises(ValueError, match="without pictures.*rsd-fast render"):
+        read_headers(tmp_path / "all.hdf5")
 
 
 def test_several_processes_read_the_same_in_the_same_order(file: Path, monkeypatch: pytest.MonkeyPatch):
@@ -139,6 +160,7 @@ def test_half_finished_files_are_not_found_as_demonstrations(file: Path):
 def test_seeds_are_read_only_from_a_file_of_the_same_settings(file: Path):
     assert read_task_file_seeds(file, CONFIG) == [3, 5]
     assert settings(CONFIG) == {"image_size": SIZE, "push": 0.5, "slips": 0.35, "seed": 3}
+    assert settings(replace(CONFIG, render=False)) == {"push": 0.5, "slips": 0.35, "seed": 3}
     with pytest.raises(ValueError, match=r"made with .*'push': 0\.5.*, expected .*'push': 0\.6"):
         read_task_file_seeds(file, DemosConfig(image_size=SIZE, seed=3))
     with h5py.File(file, "r+") as source:
