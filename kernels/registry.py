@@ -48,12 +48,39 @@ class Choice:
     why: str
 
 
+_REFERENCES = "rsd_fast.kernels.transformer.reference"
 BACKENDS: dict[str, tuple[Backend, ...]] = {  # best first
     "accept": (
         Backend("triton", ("cuda",), "rsd_fast.kernels.accept.triton", "accept_triton_"),
         Backend("cpu", ("cpu",), "rsd_fast.kernels.accept.cpu", "accept_cpu_"),
         Backend("reference", ("cpu", "cuda"), "rsd_fast.kernels.accept.reference", "accept_reference_"),
     ),
+    "normalized_patches": (
+        Backend("triton", ("cuda",), "rsd_fast.kernels.vision.triton", "normalized_patches_triton"),
+        Backend("reference", ("cpu", "cuda"), "rsd_fast.kernels.vision.reference", "normalized_patches_reference"),
+    ),
+    "add_layer_norm_": (
+        Backend("triton", ("cuda",), "rsd_fast.kernels.vision.triton", "add_layer_norm_triton_"),
+        Backend("reference", ("cpu", "cuda"), "rsd_fast.kernels.vision.reference", "add_layer_norm_reference_"),
+    ),
+    "gelu_": (
+        Backend("triton", ("cuda",), "rsd_fast.kernels.vision.triton", "gelu_triton_"),
+        Backend("reference", ("cpu", "cuda"), "rsd_fast.kernels.vision.reference", "gelu_reference_"),
+    ),
+    **{
+        op: (
+            Backend("triton", ("cuda",), f"rsd_fast.kernels.transformer.{module}", function.format("triton")),
+            Backend("reference", ("cpu", "cuda"), _REFERENCES, function.format("reference")),
+        )
+        for op, module, function in (
+            ("rms_norm", "triton_rows", "rms_norm_{}"),
+            ("swiglu", "triton_rows", "swiglu_{}"),
+            ("rotary_cache", "triton_rows", "rotary_cache_{}_"),
+            ("attention", "triton_attention", "attention_{}"),
+            ("linear", "triton_linear", "linear_{}"),
+            ("swiglu_linear", "triton_linear", "swiglu_linear_{}"),
+        )
+    },
 }
 
 

@@ -86,7 +86,7 @@ def test_asking_for_a_missing_backend_is_an_error():
 
 
 def test_unknown_ops_and_devices():
-    with pytest.raises(ValueError, match=r"got op 'accpt', expected one of \['accept'\]"):
+    with pytest.raises(ValueError, match=r"got op 'accpt', expected one of \['accept', "):
         pick("accpt", "cpu")
     with pytest.raises(ValueError, match="accept: no backend runs on 'meta'"):
         pick("accept", "meta")
