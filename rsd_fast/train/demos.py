@@ -109,6 +109,8 @@ def run(config: DemosConfig) -> list[Path]:
         for task, file in zip(tasks, files, strict=True)
         if not is_complete(file, config)
     ]
+    if recordings:
+        suite.prepare()
     for recording in recordings:
         open_parts(recording.folder, config)
     # Spawned: GL contexts do not survive a fork.

@@ -79,10 +79,19 @@ def run(config: RenderConfig) -> list[Path]:
     if len({target.file for target, _ in plan}) < len(plan):
         raise ValueError(f"got several files of one task in {config.demos}, expected one a task")
     missing = [(target, keys) for target, keys in plan if not is_complete(target)]
+    if missing:
+        draw_missing(missing, config)
+    return [target.file for target, _ in plan]
+
+
+def draw_missing(missing: Sequence[tuple[Target, dict[str, int]]], config: RenderConfig) -> None:
+    """Draws what is not drawn yet, and gives the files their names."""
+    for suite in {target.file.parent.name for target, _ in missing}:
+        get_suite(suite).prepare()
     targets = [target for target, _ in missing]
     episodes = [Episode(task, *each) for task, (_, keys) in enumerate(missing) for each in keys.items()]
     context = get_context("spawn")  # GL contexts do not survive a fork
-    state, whereabouts = context.Array("b", max(len(episodes), 1)), context.Array("i", [-1] * config.workers)
+    state, whereabouts = context.Array("b", len(episodes)), context.Array("i", [-1] * config.workers)
     with (
         ProcessPoolExecutor(config.workers, context, start_worker, (state, whereabouts)) as pool,
         progress_bar("drawing demonstrations", len(episodes)) as advance,
@@ -90,9 +99,9 @@ def run(config: RenderConfig) -> list[Path]:
         try:
             list(pool.map(prepare, targets))
             drawn = [target.drawn() for target in targets]
-            state[: len(episodes)] = [DONE if each.key in drawn[each.task] else FREE for each in episodes]
+            state[:] = [DONE if each.key in drawn[each.task] else FREE for each in episodes]
             futures = [pool.submit(draw_all, worker, targets, episodes) for worker in range(config.workers)]
-            watch(futures, state, len(episodes), advance)
+            watch(futures, state, advance)
         except BaseException:  # workers end after the episode at hand
             with state.get_lock():
                 state[:] = [max(each, TAKEN) for each in state]
@@ -101,7 +110,6 @@ def run(config: RenderConfig) -> list[Path]:
     for target in targets:
         target.drawing.rename(target.file)
         target.log.unlink()
-    return [target.file for target, _ in plan]
 
 
 def plan_target(source: Path, config: RenderConfig) -> tuple[Target, dict[str, int]]:
@@ -164,7 +172,8 @@ def prepare(target: Target) -> None:
         return
     target.file.parent.mkdir(parents=True, exist_ok=True)
     target.log.unlink(missing_ok=True)
-    made_with = content(target.source)["settings"] | {"image_size": target.image_size}
+    made_with = {"image_size": target.image_size} | content(target.source)["settings"]
+    made_with["image_size"] = target.image_size  # where the source has pictures of another size
     unfinished = target.file.with_suffix(".tmp")
     with h5py.File(target.source) as source, h5py.File(unfinished, "w", libver="latest") as file:
         data = file.create_group("data")
@@ -194,7 +203,7 @@ def copy_numbers(source: h5py.Group, group: h5py.Group, image_size: int) -> None
         )
 
 
-def watch(futures: Sequence[Future[None]], state: Any, count: int, advance: Any) -> None:
+def watch(futures: Sequence[Future[None]], state: Any, advance: Any) -> None:
     """Shows progress until all workers are done; raises what one of them raised."""
     shown = 0
     waiting = set(futures)
@@ -202,7 +211,7 @@ def watch(futures: Sequence[Future[None]], state: Any, count: int, advance: Any)
         done, waiting = wait(waiting, timeout=POLL)
         for future in done:
             future.result()
-        drawn = sum(each == DONE for each in state[:count])
+        drawn = sum(each == DONE for each in state[:])
         advance(drawn - shown)
         shown = drawn
 
@@ -231,7 +240,7 @@ def take(worker: int, episodes: Sequence[Episode]) -> int | None:
     state, whereabouts = _SHARED["state"], _SHARED["whereabouts"]
     with state.get_lock():
         free: dict[int, list[int]] = defaultdict(list)
-        for number, (episode, taken) in enumerate(zip(episodes, state[: len(episodes)], strict=True)):
+        for number, (episode, taken) in enumerate(zip(episodes, state[:], strict=True)):
             if taken == FREE:
                 free[episode.task].append(number)
         if not free:
