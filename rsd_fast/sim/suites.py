@@ -52,8 +52,9 @@ class TaskEnv(gymnasium.Env[Observation, np.ndarray]):
         raise NotImplementedError
 
     def snapshot(self) -> Float[np.ndarray, " M"]:
-        """What pictures taken now show, float64: the simulator's flattened state of time [s], joint positions and
-        joint velocities. Pictures do not show velocities; they are left 0.
+        """What pictures taken now show: the simulator's flattened state, float64.
+
+        That is the time [s], joint positions and joint velocities; pictures do not show velocities, they are left 0.
         """
         raise NotImplementedError
 

@@ -105,9 +105,7 @@ def run(config: DemosConfig) -> list[Path]:
     tasks = [get_task(suite, name) for name in config.tasks or [task.name for task in suite.tasks]]
     files = [config.out / suite.name / f"{task.name}_demo.hdf5" for task in tasks]
     recordings = [
-        Recording(task, config, file)
-        for task, file in zip(tasks, files, strict=True)
-        if not is_complete(file, config)
+        Recording(task, config, file) for task, file in zip(tasks, files, strict=True) if not is_complete(file, config)
     ]
     if recordings:
         suite.prepare()
@@ -125,10 +123,10 @@ def run(config: DemosConfig) -> list[Path]:
             raise
     short = [recording for recording in recordings if not recording.file.exists()]
     if short:
-        counts = (f"{r.task.name}: the expert succeeded in {len(r.successful)} of {len(r.jobs)} episodes" for r in short)
-        raise RuntimeError(
-            f"{', '.join(counts)}, expected {config.episodes}; try a smaller --push than {config.push}"
+        counts = (
+            f"{r.task.name}: the expert succeeded in {len(r.successful)} of {len(r.jobs)} episodes" for r in short
         )
+        raise RuntimeError(f"{', '.join(counts)}, expected {config.episodes}; try a smaller --push than {config.push}")
     return files
 
 

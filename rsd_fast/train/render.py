@@ -163,7 +163,11 @@ def content(path: Path) -> dict[str, Any]:
     with h5py.File(path) as file:
         attributes = file["data"].attrs
         made_with = json.loads(attributes["settings"])
-        return {"settings": made_with, "demonstrations": int(attributes["num_demos"]), "frames": int(attributes["total"])}
+        return {
+            "settings": made_with,
+            "demonstrations": int(attributes["num_demos"]),
+            "frames": int(attributes["total"]),
+        }
 
 
 def prepare(target: Target) -> None:

@@ -123,7 +123,7 @@ def test_without_pictures_only_what_cannot_be_told_from_the_rest_is_there(tmp_pa
     assert read.seed == 3
     for name, values in demo.numbers().items():
         assert np.array_equal(read.numbers()[name], values)
-    with pytest.raises(ValueError, match="without pictures.*rsd-fast render"):
+    with pytest.raises(ValueError, match=r"without pictures.*rsd-fast render"):
         read_headers(tmp_path / "all.hdf5")
 
 
