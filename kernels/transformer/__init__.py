@@ -1,0 +1,21 @@
+"""A Llama layer's ops for inference: norms, SwiGLU, rotary embedding, attention over a cache, products for few rows.
+
+`reference.py` says what they mean; `triton_*.py` compute the same faster; `plans.py` says with which tiles, and where
+cuBLAS is best.
+"""
+
+from .op import attention, linear, linear_add_, rms_norm, rotary_cache_, swiglu, swiglu_linear
+from .plans import AttentionTile, Plans, Tile
+
+__all__ = [
+    "AttentionTile",
+    "Plans",
+    "Tile",
+    "attention",
+    "linear",
+    "linear_add_",
+    "rms_norm",
+    "rotary_cache_",
+    "swiglu",
+    "swiglu_linear",
+]

@@ -1,0 +1,134 @@
+"""Token-wise kernels: RMSNorm with what is to be added first, SwiGLU, rotary embedding into the cache."""
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+ROPE_TOKENS = 8  # of a program
+
+
+def rms_norm_triton(
+    x: Float[Tensor, "*n width"],
+    weight: Float[Tensor, " width"],
+    eps: float,
+    delta: Float[Tensor, "*S_n width"] | None = None,
+) -> tuple[Float[Tensor, "*n width"], Float[Tensor, "*n width"]]:
+    """See `rms_norm_reference`; contiguous tensors, one row a program."""
+    width, rows = x.shape[-1], x.numel() // x.shape[-1]
+    parts = 0 if delta is None else delta.numel() // max(x.numel(), 1)
+    summed, normed = x if delta is None else torch.empty_like(x), torch.empty_like(x)
+    block = triton.next_power_of_2(width)
+    rms_norm_kernel[(rows,)](
+        x, delta, weight, summed, normed, rows, eps, width, parts, block, num_warps=min(max(block // 512, 1), 8)
+    )
+    return summed, normed
+
+
+@triton.jit(do_not_specialize=["rows"])
+def rms_norm_kernel(
+    x, delta, weight, summed, normed, rows, eps, WIDTH: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One row. The parts of `delta` are added in their order: the same bits in every run."""
+    dtype: tl.constexpr = x.dtype.element_ty
+    row = tl.program_id(0).to(tl.int64) * WIDTH
+    o = tl.arange(0, BLOCK)
+    inside = o < WIDTH
+    w = tl.load(weight + o, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(x + row + o, mask=inside, other=0.0).to(tl.float32)
+    if PARTS > 0:
+        added = tl.zeros((BLOCK,), tl.float32)
+        for part in tl.static_range(PARTS):
+            added += tl.load(delta + part * rows.to(tl.int64) * WIDTH + row + o, mask=inside, other=0.0).to(tl.float32)
+        rounded = (value + added).to(dtype)
+        tl.store(summed + row + o, rounded, mask=inside)
+        value = rounded.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(value * value, 0) / WIDTH + eps)
+    tl.store(normed + row + o, (value * scale * w).to(dtype), mask=inside)
+
+
+def swiglu_triton(gate_up: Float[Tensor, "*n two_mlp"]) -> Float[Tensor, "*n mlp"]:
+    """See `swiglu_reference`; a contiguous tensor."""
+    mlp = gate_up.shape[-1] // 2
+    out = gate_up.new_empty(*gate_up.shape[:-1], mlp)
+    block = min(1024, triton.next_power_of_2(mlp))
+    swiglu_kernel[(out.numel() // mlp, triton.cdiv(mlp, block))](gate_up, out, mlp, block, num_warps=4)
+    return out
+
+
+@triton.jit
+def swiglu_kernel(gate_up, out, MLP: tl.constexpr, BLOCK: tl.constexpr):
+    """A part of one row."""
+    row = tl.program_id(0).to(tl.int64)
+    o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = o < MLP
+    gate = tl.load(gate_up + row * 2 * MLP + o, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * MLP + MLP + o, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * MLP + o, (gate / (1 + tl.exp(-gate)) * up).to(out.dtype.element_ty), mask=inside)
+
+
+def rotary_cache_triton_(
+    qkv: Float[Tensor, "B n three_width"],
+    cos: Float[Tensor, "n half"],
+    sin: Float[Tensor, "n half"],
+    keys: Float[Tensor, "B H n D"],
+    values: Float[Tensor, "B H n D"],
+) -> None:
+    """See `rotary_cache_reference_`; a cached token is contiguous, and so are rows of `qkv` and the tables."""
+    batch, heads, tokens, head_dim = keys.shape
+    rotary_cache_kernel[(triton.cdiv(tokens, ROPE_TOKENS), heads, batch)](
+        qkv,
+        cos,
+        sin,
+        keys,
+        values,
+        tokens,
+        qkv.stride(0),
+        qkv.stride(1),
+        keys.stride(0),
+        keys.stride(1),
+        HEADS=heads,
+        HALF=head_dim // 2,
+        TOKENS=ROPE_TOKENS,
+        num_warps=4,
+    )
+
+
+@triton.jit
+def rotary_cache_kernel(
+    qkv,
+    cos,
+    sin,
+    keys,
+    values,
+    tokens,
+    stride_b,
+    stride_n,
+    stride_kb,
+    stride_kh,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    """Some tokens of one head; keys and values have the same strides."""
+    D: tl.constexpr = 2 * HALF
+    o_n = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    head = tl.program_id(1)
+    i_b = tl.program_id(2).to(tl.int64)
+    o_h = tl.arange(0, HALF)
+    inside = (o_n < tokens)[:, None]
+    p_key = qkv + i_b * stride_b + o_n[:, None] * stride_n + (HEADS + head) * D + o_h[None]
+    p_value = p_key + HEADS * D
+    low = tl.load(p_key, mask=inside, other=0.0).to(tl.float32)
+    high = tl.load(p_key + HALF, mask=inside, other=0.0).to(tl.float32)
+    value_low = tl.load(p_value, mask=inside, other=0.0)
+    value_high = tl.load(p_value + HALF, mask=inside, other=0.0)
+    c = tl.load(cos + o_n[:, None] * HALF + o_h[None], mask=inside, other=0.0)
+    s = tl.load(sin + o_n[:, None] * HALF + o_h[None], mask=inside, other=0.0)
+    to = i_b * stride_kb + head.to(tl.int64) * stride_kh + o_n[:, None] * D + o_h[None]
+    dtype: tl.constexpr = keys.dtype.element_ty
+    tl.store(keys + to, (low * c - high * s).to(dtype), mask=inside)
+    tl.store(keys + to + HALF, (high * c + low * s).to(dtype), mask=inside)
+    tl.store(values + to, value_low, mask=inside)
+    tl.store(values + to + HALF, value_high, mask=inside)
