@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import accumulate
@@ -21,7 +22,8 @@ from rsd_fast.models.inputs import PolicyInputs
 from rsd_fast.models.tokenizer import InstructionTokenizer
 from rsd_fast.progress import progress_bar
 from rsd_fast.train.config import DataOptions
-from rsd_fast.train.read import DemoHeader, find_files, read_demos, read_headers
+from rsd_fast.train.load import load_demos
+from rsd_fast.train.read import DemoHeader, find_files, read_headers
 
 
 @dataclass
@@ -152,14 +154,10 @@ def load_data(config: DataOptions) -> DemoData:
     device = pick_device(config.device)
     starts = list(accumulate((header.frames for header in headers), initial=0))
     images = torch.zeros(starts[-1], 2, size, size, 3, dtype=torch.uint8, device=device)
-    proprio, actions, pushed = [], [], []
+    begin = time.monotonic()
     with progress_bar("reading demonstrations", len(headers)) as advance:
-        for start, demo in zip(starts, read_demos(headers, config.workers), strict=False):
-            images[start : start + len(demo.images)] = torch.from_numpy(demo.images).to(device)
-            proprio.append(torch.from_numpy(demo.proprio))
-            actions.append(torch.from_numpy(demo.actions))
-            pushed.append(torch.from_numpy(demo.pushed))
-            advance(1)
+        proprio, actions, pushed = load_demos(headers, images, config.workers, advance)
+    seconds = time.monotonic() - begin
     instructions = list(dict.fromkeys(header.instruction for header in headers))
     training = [(header.file, header.key) not in held_out for header in headers]
     frames = torch.tensor([header.frames for header in headers])
@@ -169,16 +167,20 @@ def load_data(config: DataOptions) -> DemoData:
 
     data = DemoData(
         images=images,
-        proprio=torch.cat(proprio).to(device),
-        actions=torch.cat(actions).to(device),
+        proprio=proprio.to(device),
+        actions=actions.to(device),
         last=per_frame([end - 1 for end in starts[1:]]),
-        pushed=torch.cat(pushed).to(device),
+        pushed=pushed.to(device),
         task=per_frame([instructions.index(header.instruction) for header in headers]),
         instructions=instructions,
         in_training=per_frame(training),
         counts=_counts(headers, training),
     )
-    print(f"{len(headers)} demonstrations, {starts[-1]} frames of {size} px on {device}", file=sys.stderr)
+    print(
+        f"{len(headers)} demonstrations of {len(instructions)} instructions, {starts[-1]} frames of {size} px on "
+        f"{device}: {images.nbytes / 1e9:.1f} GB in {seconds:.1f} s ({images.nbytes / 1e9 / seconds:.1f} GB/s)",
+        file=sys.stderr,
+    )
     return data
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,7 +21,11 @@ PARALLEL_FROM = 32  # demonstrations; below, starting processes takes longer tha
 
 @dataclass(frozen=True)
 class DemoHeader:
-    """What is known of a demonstration without its frames."""
+    """What is known of a demonstration without its frames.
+
+    Attributes:
+        plain: where in the file the bytes of each camera begin, if they lie there as they are; else None.
+    """
 
     file: Path
     key: str
@@ -28,6 +33,7 @@ class DemoHeader:
     frames: int
     image_size: int
     upright: bool
+    plain: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,10 +82,11 @@ def read_headers(file: Path) -> list[DemoHeader]:
             keys = sorted(data, key=lambda key: int(key.removeprefix("demo_")))
             headers = []
             for key in keys:
-                if CAMERAS[0] not in data[key]["obs"] and "states" in data[key]:
+                obs = data[key]["obs"]
+                if CAMERAS[0] not in obs and "states" in data[key]:
                     raise ValueError("it was recorded without pictures; draw them with `rsd-fast render`")
-                shape = data[key]["obs"][CAMERAS[0]].shape
-                headers.append(DemoHeader(file, key, _text(instruction), shape[0], shape[1], upright))
+                count, size = obs[CAMERAS[0]].shape[:2]
+                headers.append(DemoHeader(file, key, _text(instruction), count, size, upright, _plain(obs)))
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"got {file}, which cannot be read ({error}); expected {LIKE_LIBERO}") from error
     return headers
@@ -91,25 +98,38 @@ def read_demo(header: DemoHeader) -> Demo:
     Raises:
         ValueError: a part is missing, has another length, or is not finite.
     """
-    where = f"{header.file}: {header.key}"
-    try:
-        with h5py.File(header.file) as source:
-            demo = source["data"][header.key]
-            obs = demo["obs"]
-            images = np.stack([obs[camera][()] for camera in CAMERAS], 1)
-            proprio = np.concatenate([obs["ee_states"][()], obs["gripper_states"][()]], 1).astype(np.float32)
-            actions = demo["actions"][()].astype(np.float32)
-            pushed = demo["pushed"][()].astype(bool) if "pushed" in demo else np.zeros(len(actions), bool)
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{where} cannot be read ({error}); expected {LIKE_LIBERO}") from error
-    lengths = {len(part) for part in (images, proprio, actions, pushed)}
-    if lengths != {header.frames}:
-        raise ValueError(f"{where} has parts of {sorted(lengths)} steps, expected {header.frames} everywhere")
-    if not (np.isfinite(proprio).all() and np.isfinite(actions).all()):
-        raise ValueError(f"{where} holds NaN or infinite numbers; remove it")
+    with _readable(header), h5py.File(header.file) as source:
+        demo = source["data"][header.key]
+        images = np.stack([demo["obs"][camera][()] for camera in CAMERAS], 1)
+        steps = read_steps(header, source)
+    if len(images) != header.frames:
+        raise ValueError(f"{_where(header)} has {len(images)} pictures, expected {header.frames} everywhere")
     if not header.upright:  # as the simulator gives them: turned by 180 degrees
         images = images[:, :, ::-1, ::-1]
-    return Demo(np.ascontiguousarray(images), proprio, actions, pushed)
+    return Demo(np.ascontiguousarray(images), *steps)
+
+
+def read_steps(
+    header: DemoHeader, source: h5py.File
+) -> tuple[Float[np.ndarray, "N 8"], Float[np.ndarray, "N A"], Bool[np.ndarray, " N"]]:
+    """Proprio, actions and pushed of one demonstration, see `Demo`; `source` is its open file.
+
+    Raises:
+        As `read_demo`.
+    """
+    with _readable(header):
+        demo = source["data"][header.key]
+        obs = demo["obs"]
+        hand = [obs["ee_states"][()]] if "ee_states" in obs else [obs["ee_pos"][()], obs["ee_ori"][()]]
+        proprio = np.concatenate([*hand, obs["gripper_states"][()]], 1).astype(np.float32)
+        actions = demo["actions"][()].astype(np.float32)
+        pushed = demo["pushed"][()].astype(bool) if "pushed" in demo else np.zeros(len(actions), bool)
+    lengths = {len(part) for part in (proprio, actions, pushed)}
+    if lengths != {header.frames}:
+        raise ValueError(f"{_where(header)} has parts of {sorted(lengths)} steps, expected {header.frames} everywhere")
+    if not (np.isfinite(proprio).all() and np.isfinite(actions).all()):
+        raise ValueError(f"{_where(header)} holds NaN or infinite numbers; remove it")
+    return proprio, actions, pushed
 
 
 def read_demos(headers: list[DemoHeader], workers: int) -> Iterator[Demo]:
@@ -122,6 +142,25 @@ def read_demos(headers: list[DemoHeader], workers: int) -> Iterator[Demo]:
         width = 4 * workers
         for start in range(0, len(headers), width):
             yield from pool.map(read_demo, headers[start : start + width])
+
+
+def _where(header: DemoHeader) -> str:
+    return f"{header.file}: {header.key}"
+
+
+@contextmanager
+def _readable(header: DemoHeader) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{_where(header)} cannot be read ({error}); expected {LIKE_LIBERO}") from error
+
+
+def _plain(obs: h5py.Group) -> tuple[int, ...] | None:
+    pictures = [obs[camera] for camera in CAMERAS if camera in obs]
+    offsets = [each.id.get_offset() for each in pictures]  # None where chunked, compressed or nowhere yet
+    same = all(each.shape == pictures[0].shape and each.dtype == np.uint8 for each in pictures)
+    return tuple(offsets) if same and len(pictures) == len(CAMERAS) and None not in offsets else None
 
 
 def _text(value: str | list[str]) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import h5py
@@ -9,6 +10,7 @@ import torch
 
 from rsd_fast.train.config import CodecTraining
 from rsd_fast.train.dataset import DemoData, load_data, pick_device, require_image_size, split_held_out
+from rsd_fast.train.load import Copier
 from rsd_fast.train.read import DemoHeader, find_files, read_demo, read_headers
 from tests.train.demo_files import SIZE, write_demos
 
@@ -103,3 +105,51 @@ def test_nan_in_a_demonstration_is_refused(tmp_path: Path):
 def test_a_missing_gpu_is_refused():
     with pytest.raises(ValueError, match="--device cpu"):
         pick_device("cuda")
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_plain_pictures_are_read_as_compressed_ones_are(tmp_path: Path, upright: bool):
+    plain = write_demos(tmp_path / "plain", demos=3, upright=upright)
+    packed = tmp_path / "packed" / plain.name
+    packed.parent.mkdir()
+    with h5py.File(plain) as source, h5py.File(packed, "w") as file:
+        source.copy("data", file)
+        for demo in file["data"].values():
+            for camera in ("agentview_rgb", "eye_in_hand_rgb"):
+                pictures = demo["obs"][camera][()]
+                pictures[:, 3, 5] = np.arange(len(pictures))[:, None]  # tells frames from one another
+                del demo["obs"][camera]
+                demo["obs"].create_dataset(camera, data=pictures, chunks=True, compression="lzf")
+        # Another camera, another picture.
+        for demo in file["data"].values():
+            demo["obs/eye_in_hand_rgb"][:, 7, 7] = 9
+    with h5py.File(plain, "r+") as file, h5py.File(packed) as source:
+        for key, demo in source["data"].items():
+            for camera, pictures in demo["obs"].items():
+                file["data"][key]["obs"][camera][...] = pictures[()]
+    assert all(header.plain for header in read_headers(plain))
+    assert not any(header.plain for header in read_headers(packed))
+    loaded = [load_data(CodecTraining(demos=file, device="cpu", workers=2)) for file in (plain, packed)]
+    for name in ("images", "proprio", "actions", "pushed", "last", "task", "in_training"):
+        assert torch.equal(*(getattr(data, name) for data in loaded)), name
+    assert not torch.equal(loaded[0].images[:, 0], loaded[0].images[:, 1])
+
+
+def test_files_of_several_suites_are_read_together_and_an_instruction_is_one_task(tmp_path: Path):
+    for suite, task in (("one", "Lift"), ("one", "Stack"), ("two", "Lift")):
+        write_demos(tmp_path / suite, task, demos=2)
+    data = load_data(CodecTraining(demos=tmp_path, device="cpu"))
+    assert data.instructions == ["do the Lift task", "do the Stack task"]
+    assert data.counts == {"do the Lift task": (2, 2), "do the Stack task": (1, 1)}
+    assert data.task.unique_consecutive().tolist() == [0, 1, 0]
+
+
+def test_pictures_cut_short_are_an_error(tmp_path: Path):
+    path = write_demos(tmp_path, demos=2)
+    header = read_headers(path)[1]
+    assert header.plain is not None
+    end = header.plain[0] + 100
+    os.truncate(path, end)
+    images = torch.zeros(header.frames, 2, SIZE, SIZE, 3, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"demo_1 is cut short: \d+ bytes"):
+        Copier(header.frames, images).copy(header, images)
