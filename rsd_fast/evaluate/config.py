@@ -11,6 +11,7 @@ from typing import Any, Literal
 from tyro.conf import OmitArgPrefixes, Positional
 
 MODES = ("sequential", "rsd", "jacobi", "parallel")  # the engine's, named here because importing it loads torch
+EXPERT = "expert"  # no mode of the engine: the suite's scripted expert acts, inside the simulator
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class ModeChoice:
         """The draft model it needs."""
         return self.settings.draft if self.mode == "rsd" else None
 
+    @property
+    def is_expert(self) -> bool:
+        """Whether no policy acts, but the suite's scripted expert."""
+        return self.mode == EXPERT
+
 
 def split_modes(words: Sequence[str]) -> tuple[str, ...]:
     """Modes from words that hold one or several each: `"sequential,rsd:theta=1,rule=exact"` are two.
@@ -81,8 +87,10 @@ def parse_mode(text: str, defaults: DecodeSettings) -> ModeChoice:
         ValueError: a mode or a setting that does not exist, or a value that is no number where one is expected.
     """
     mode, _, overrides = text.partition(":")
-    if mode not in MODES:
-        raise ValueError(f"got mode {mode!r}, expected one of {list(MODES)}")
+    if mode not in (*MODES, EXPERT):
+        raise ValueError(f"got mode {mode!r}, expected one of {[*MODES, EXPERT]}")
+    if mode == EXPERT and overrides:
+        raise ValueError(f"got {text!r}, expected {EXPERT!r}: it decodes nothing, so it has no settings")
     changes: dict[str, Any] = {}
     for item in filter(None, overrides.split(",")):
         name, _, value = item.partition("=")
@@ -134,8 +142,8 @@ class EvalConfig:
     trials: int = 20
     """Episodes a task and mode, at the suite's evaluation states 0, 1, 2, ..."""
     modes: tuple[str, ...] = ("sequential", "rsd")
-    """sequential, rsd, jacobi or parallel, each with settings of its own if wanted (see above). The first is the
-    baseline of every ratio."""
+    """sequential, rsd, jacobi or parallel, each with settings of its own if wanted (see above); expert is the suite's
+    scripted expert, which sees the simulator's state. The first is the baseline of every ratio."""
     checkpoint: str = "robosuite-nano"
     """Policy: a folder, the name of a shipped checkpoint, or a hub id."""
     out: Path = Path("results/eval")
@@ -151,7 +159,13 @@ class EvalConfig:
     replan: int | None = None
     """Execute only so many actions of a chunk before looking again; default all of them."""
     image_size: int | None = None
-    """Pixels a side that the cameras render; default what the suite says. The policy resizes to its own."""
+    """Pixels a side that the cameras render; default 256 for OpenVLA's policies, else what the suite says. The policy
+    resizes to its own."""
+    gripper: Literal["auto", "simulator", "openvla"] = "auto"
+    """What the policy's last number says: the simulator's command (-1 opens, 1 closes), or OpenVLA's (0 closes, 1
+    opens). auto: openvla for a checkpoint that was converted from OpenVLA, simulator for others."""
+    assets: Path | None = None
+    """LIBERO's meshes and textures, as RSD_FAST_LIBERO_ASSETS; only for LIBERO's suites."""
     video: int = 0
     """Episodes a task to film. Rendering every step makes them slower."""
     retries: int = 1
@@ -173,6 +187,8 @@ class EvalConfig:
         for name in ("video", "retries"):
             if getattr(self, name) < 0:
                 raise ValueError(f"got --{name} {getattr(self, name)}, expected 0 or more")
+        if self.assets is not None and not self.suite.startswith("libero"):
+            raise ValueError(f"got --assets with suite {self.suite!r}, expected one of LIBERO's: no other reads them")
         if self.step_timeout <= 0:
             raise ValueError(f"got --step-timeout {self.step_timeout}, expected more than 0 seconds")
         labels = [choice.label for choice in self.choices]

@@ -12,7 +12,8 @@ import numpy as np
 from rsd_fast.sim.suites import Image, Suite, Task
 from rsd_fast.sim.vector import Reply
 
-from .config import EvalConfig
+from .config import EXPERT, EvalConfig
+from .policies import Deciders
 from .records import EpisodeRow, Key, Outcome
 
 
@@ -31,6 +32,11 @@ class WorkItem:
     seed: int
     film: bool = False
     attempt: int = 0
+
+    @property
+    def is_expert(self) -> bool:
+        """Whether the suite's scripted expert acts."""
+        return self.mode == EXPERT
 
     @property
     def key(self) -> Key:
@@ -84,16 +90,14 @@ class Episode:
         self.simulator = self.simulator | reply.info
         self.simulator_seconds += reply.seconds
         if "error" not in reply.info:
-            self.states.append(np.array(reply.observation["state"]))
+            self.states.append(np.array(reply.state))
         if "frames" in reply.info:
             self.film.frames += list(self.simulator.pop("frames"))
 
-    def decide(self, wrist: Image, info: dict[str, Any]) -> None:
-        """The policy's answer to an observation."""
-        self.infos.append(info)
-        if self.item.film:
-            self.film.chunks.append(len(self.film.frames))
-            self.film.wrist.append(wrist)
+    def look(self, wrist: Image) -> None:
+        """The wrist camera before a chunk, of an episode that is filmed."""
+        self.film.chunks.append(len(self.film.frames))
+        self.film.wrist.append(wrist)
 
     def row(self, context: RunContext, error: str | None = None) -> EpisodeRow:
         """What is recorded; `error` where something outside the simulator's own code went wrong."""
@@ -138,20 +142,20 @@ def plan(config: EvalConfig, tasks: list[Task]) -> list[WorkItem]:
     ]
 
 
-def protocol(config: EvalConfig, suite: Suite, chunk: int, notes: Sequence[str]) -> dict[str, Any]:
+def protocol(config: EvalConfig, suite: Suite, policies: Deciders, notes: Sequence[str]) -> dict[str, Any]:
     """The part of the settings that is not the policy's; `notes` are the suite's."""
     return {
-        "replan": config.replan or chunk,
-        "image_size": picture_size(config, suite),
+        "replan": config.replan or policies.chunk,
+        "image_size": picture_size(config, suite, policies),
         "settling_steps": suite.settling_steps,
         "batch": config.batch,
         "notes": list(notes),
     }
 
 
-def picture_size(config: EvalConfig, suite: Suite) -> int:
+def picture_size(config: EvalConfig, suite: Suite, policies: Deciders) -> int:
     """Pixels a side of the cameras."""
-    return config.image_size or suite.image_size
+    return config.image_size or policies.image_size or suite.image_size
 
 
 def _digest(codes: list[np.ndarray]) -> str:

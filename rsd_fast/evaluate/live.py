@@ -70,5 +70,5 @@ class Live:
         line = f"{done:4d}/{self.total} {item}: {row.outcome}"
         if row.outcome == "error":
             return f"{line}{', trying again' if again else ''}: {row.error}"
-        passes = sum(row.passes) / max(1, len(row.passes))
-        return f"{line}, {row.steps} steps, {passes:.2f} passes a chunk"
+        passes = f", {sum(row.passes) / len(row.passes):.2f} passes a chunk" if row.passes else ""
+        return f"{line}, {row.steps} steps{passes}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import asdict
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,37 @@ from typing import Any
 import torch
 
 from rsd_fast.sim.chunked import blank
+from rsd_fast.sim.libero_assets import ASSETS_VARIABLE
 from rsd_fast.sim.suites import Suite, Task, get_suite, get_task, init_states, observation_space
-from rsd_fast.sim.vector import Simulator
+from rsd_fast.sim.vector import Simulator, ready_simulators
 
 from .config import EvalConfig, ReportConfig, usable_cores
 from .environment import commit, versions
 from .episodes import RunContext, WorkItem, picture_size, plan, protocol
 from .films import film_path, has_film, save_film
 from .live import Live
-from .policies import Policies, load_policies, set_threads, warm_up
+from .policies import Deciders, expert_settings, load_policies, set_threads
 from .records import Records, read_header, write_header
 from .report import write_report
-from .scheduler import Scheduler, Usage
+from .scheduler import AnySimulator, Scheduler, Usage
 from .statistics import Summary
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where episodes run.
+
+    Attributes:
+        make_simulator: from the suite, the actions of a step, the pixels of a picture and the seconds of a timeout.
+        simulators: how many at once.
+        machine: for the rows; what latency depends on beside the settings.
+        ready: see `Scheduler`.
+    """
+
+    make_simulator: Callable[[Suite, int, int, float], AnySimulator]
+    simulators: int
+    machine: dict[str, Any]
+    ready: Callable[[list[Any], bool], list[Any]] = ready_simulators
 
 
 def run(config: EvalConfig) -> int:
@@ -41,21 +60,28 @@ def run(config: EvalConfig) -> int:
         KeyboardInterrupt: after Ctrl-C, when the report of what there is has been written.
     """
     suite = get_suite(config.suite)
-    tasks = [get_task(suite, name) for name in config.tasks or [task.name for task in suite.tasks]]
-    init_states(suite, config.trials)
-    records = open_records(config)
-    set_threads(config)
-    summary = run_episodes(config, suite, tasks, load_policies(config), records)
+    with assets_at(config.assets):
+        tasks = [get_task(suite, name) for name in config.tasks or [task.name for task in suite.tasks]]
+        init_states(suite, config.trials)
+        records = open_records(config)
+        set_threads(config)
+        summary = run_episodes(config, suite, tasks, load_policies(config), records)
     return 1 if any(group.errors for group in summary.groups) else 0
 
 
 def run_episodes(
-    config: EvalConfig, suite: Suite, tasks: list[Task], policies: Policies, records: Records
+    config: EvalConfig,
+    suite: Suite,
+    tasks: list[Task],
+    policies: Deciders,
+    records: Records,
+    place: Place | None = None,
 ) -> Summary:
-    """The same, with everything loaded."""
+    """The same, with everything loaded; `place` is this machine by default."""
     if config.replan and config.replan > policies.chunk:
         raise ValueError(f"got --replan {config.replan}, expected at most the {policies.chunk} actions of a chunk")
-    context = make_context(config, suite, policies, suite.prepare())
+    place = place or here(config, policies)
+    context = make_context(config, suite, policies, suite.prepare(), place)
     for mode, settings in context.settings.items():
         records.check_settings(mode, settings)
     items = [item for item in plan(config, tasks) if not is_done(item, records)]
@@ -63,8 +89,9 @@ def run_episodes(
     write_header(config.out, header)
     try:
         if items:
-            warm_up(policies, blank(observation_space(picture_size(config, suite))), tasks[0].instruction)
-            usage = run_items(config, suite, policies, context, items, records)
+            seen = blank(observation_space(picture_size(config, suite, policies)))
+            policies.warm_up(seen, tasks[0].instruction)
+            usage = run_items(config, suite, policies, context, items, records, place)
             write_header(config.out, {**header, "sessions": [*header["sessions"], usage.describe()]})
     finally:  # also after Ctrl-C: what there is makes a valid result
         summary = write_report(ReportConfig(folders=(config.out,))) if records.rows else None
@@ -75,21 +102,24 @@ def run_episodes(
 def run_items(
     config: EvalConfig,
     suite: Suite,
-    policies: Policies,
+    policies: Deciders,
     context: RunContext,
     items: list[WorkItem],
     records: Records,
+    place: Place,
 ) -> Usage:
     """Runs episodes and records each as it ends."""
     replan = config.replan or policies.chunk
+    size = picture_size(config, suite, policies)
     scheduler = Scheduler(
         policies,
         context,
-        partial(Simulator, suite, replan, picture_size(config, suite), config.step_timeout),
-        workers=min(config.simulators, len(items)),
+        partial(place.make_simulator, suite, replan, size, config.step_timeout),
+        workers=min(place.simulators, len(items)),
         batch=config.batch,
         replan=replan,
         retries=config.retries,
+        ready=place.ready,
     )
     with Live(len(items)) as live, closing(scheduler.run(items)) as episodes:
         for item, row, film in episodes:
@@ -99,6 +129,27 @@ def run_items(
             live.ended(item, row, again=row.outcome == "error" and item.attempt < config.retries)
         live.usage(scheduler.usage)
     return scheduler.usage
+
+
+def here(config: EvalConfig, policies: Deciders) -> Place:
+    """This machine: simulators in processes of their own, which draw on the policy's GPU."""
+    machine = {"cores": usable_cores(), "workers": config.simulators, "threads": torch.get_num_threads()}
+    return Place(partial(Simulator, gpu=policies.gpu), config.simulators, machine)
+
+
+@contextmanager
+def assets_at(folder: Path | None) -> Iterator[None]:
+    """LIBERO's assets for this process and those it starts; None leaves them where they are."""
+    before = os.environ.get(ASSETS_VARIABLE)
+    if folder is not None:
+        os.environ[ASSETS_VARIABLE] = str(folder.expanduser().resolve())
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[ASSETS_VARIABLE] = before
+        elif folder is not None:
+            del os.environ[ASSETS_VARIABLE]
 
 
 def open_records(config: EvalConfig) -> Records:
@@ -120,12 +171,18 @@ def is_done(item: WorkItem, records: Records) -> bool:
     return not item.film or has_film(film_path(records.folder, records.rows[item.key]))
 
 
-def make_context(config: EvalConfig, suite: Suite, policies: Policies, notes: Sequence[str]) -> RunContext:
+def make_context(
+    config: EvalConfig, suite: Suite, policies: Deciders, notes: Sequence[str], place: Place
+) -> RunContext:
     """What all rows have in common."""
-    own = protocol(config, suite, policies.chunk, notes)
+    own = protocol(config, suite, policies, notes)
+    settings = {
+        choice.label: expert_settings(policies.chunk) if choice.is_expert else policies.settings(choice.label)
+        for choice in config.choices
+    }
     return RunContext(
-        settings={mode: {**policies.settings(mode), **own} for mode in policies.by_mode},
-        machine={"cores": usable_cores(), "workers": config.simulators, "threads": torch.get_num_threads()},
+        settings={mode: {**decoding, **own} for mode, decoding in settings.items()},
+        machine=place.machine,
         versions=versions(),
         commit=commit(),
     )

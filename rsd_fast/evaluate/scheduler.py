@@ -9,17 +9,42 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
+from jaxtyping import Float
 
 from rsd_fast.sim.suites import Observation
-from rsd_fast.sim.vector import Reply, Simulator, SimulatorCrash, ready_simulators
+from rsd_fast.sim.vector import Reply, SimulatorCrash, ready_simulators
 
+from .actions import simulator_actions
 from .episodes import Episode, Film, RunContext, WorkItem
-from .policies import Policies, decode
+from .policies import Deciders
 from .records import EpisodeRow
 
 Ended = tuple[WorkItem, EpisodeRow, Film]
+
+
+class AnySimulator(Protocol):
+    """What is asked of a simulator, wherever it is: see `rsd_fast.sim.vector.Simulator`."""
+
+    task: str | None
+
+    def reset(self, task: str, init_state: int, film: bool = False, expert: bool = False) -> None:
+        """Begins an episode."""
+        ...
+
+    def step(self, actions: Float[np.ndarray, "chunk 7"]) -> None:
+        """Executes a chunk."""
+        ...
+
+    def collect(self) -> Reply:
+        """The answer to the last command."""
+        ...
+
+    def close(self) -> None:
+        """Ends it."""
+        ...
 
 
 @dataclass
@@ -48,7 +73,7 @@ class Usage:
 class Slot:
     """A place for a simulator and the episode that it runs."""
 
-    simulator: Simulator | None = None
+    simulator: AnySimulator | None = None
     episode: Episode | None = None
     observation: Observation | None = None  # waits for the policy
 
@@ -64,25 +89,27 @@ class Scheduler:
     Args:
         policies: decide.
         context: goes into every row.
-        make_simulator: starts a process.
+        make_simulator: starts a simulator.
         workers: simulators at once.
         batch: chunks that the policy decodes in one call at most.
         replan: actions of a chunk that are executed.
         retries: how often an episode that ended in an error is tried again.
+        ready: those of some simulators to collect from; see `rsd_fast.sim.vector.ready_simulators`.
     """
 
     def __init__(
         self,
-        policies: Policies,
+        policies: Deciders,
         context: RunContext,
-        make_simulator: Callable[[], Simulator],
+        make_simulator: Callable[[], AnySimulator],
         *,
         workers: int,
         batch: int,
         replan: int,
         retries: int,
+        ready: Callable[[list[Any], bool], list[Any]] = ready_simulators,
     ) -> None:
-        self.policies, self.context, self.make_simulator = policies, context, make_simulator
+        self.policies, self.context, self.make_simulator, self.ready = policies, context, make_simulator, ready
         self.batch, self.replan, self.retries = batch, replan, retries
         self.slots = [Slot() for _ in range(workers)]
         self.usage = Usage(workers)
@@ -121,7 +148,7 @@ class Scheduler:
             try:
                 if slot.simulator is None:
                     slot.simulator = self.make_simulator()
-                slot.simulator.reset(item.task.name, item.init_state, item.film)
+                slot.simulator.reset(item.task.name, item.init_state, item.film, item.is_expert)
             except SimulatorCrash as error:
                 yield self._fail(slot, error)
 
@@ -137,7 +164,7 @@ class Scheduler:
     def _collect(self) -> Iterator[Ended]:
         busy = {id(slot.simulator): slot for slot in self.slots if slot.busy}
         simulators = [slot.simulator for slot in busy.values() if slot.simulator]
-        for simulator in ready_simulators(simulators, block=not self._waiting):
+        for simulator in self.ready(simulators, not self._waiting):
             slot = busy[id(simulator)]
             try:
                 reply = simulator.collect()
@@ -160,9 +187,21 @@ class Scheduler:
             episode, slot.episode = slot.episode, None
             self.usage.episodes += 1
             yield episode.item, episode.row(self.context), episode.film
+            return
+        if slot.episode.item.film:
+            slot.episode.look(reply.observation["wrist_image"])
+        if slot.episode.item.is_expert:
+            yield from self._step(slot, np.zeros((self.replan, 7), np.float32))  # the simulator acts by itself
         else:
             slot.observation = reply.observation
             self._waiting.append(slot)
+
+    def _step(self, slot: Slot, actions: Float[np.ndarray, "replan 7"]) -> Iterator[Ended]:
+        assert slot.simulator is not None
+        try:
+            slot.simulator.step(actions)
+        except SimulatorCrash as error:
+            yield self._fail(slot, error)
 
     def _fail(self, slot: Slot, error: SimulatorCrash | None) -> Ended:
         """Ends an episode in an error and its process with it: what it broke inside is not known."""
@@ -195,16 +234,12 @@ class Scheduler:
         instructions = [_episode(slot).item.task.instruction for slot in slots]
         start = time.monotonic()
         seeds = [_episode(slot).next_seed for slot in slots]
-        actions, infos = decode(self.policies.by_mode[mode], observations, instructions, seeds)
+        actions, infos = self.policies.decode(mode, observations, instructions, seeds)
         self.usage.policy += time.monotonic() - start
-        for slot, observation, chunk, info in zip(slots, observations, actions, infos, strict=True):
-            _episode(slot).decide(observation["wrist_image"], info)
+        for slot, chunk, info in zip(slots, actions, infos, strict=True):
+            _episode(slot).infos.append(info)
             slot.observation = None
-            try:
-                assert slot.simulator is not None
-                slot.simulator.step(np.clip(chunk[: self.replan], -1.0, 1.0).astype(np.float32))
-            except SimulatorCrash as error:
-                yield self._fail(slot, error)
+            yield from self._step(slot, simulator_actions(chunk[: self.replan], self.policies.gripper))
 
 
 def _episode(slot: Slot) -> Episode:

@@ -52,6 +52,8 @@ class Panel:
         return picture
 
     def _caption(self, chunk: int, step: int) -> str:
+        if not self.row.passes:  # the expert decodes nothing
+            return f"step {step + 1}"
         passes = self.row.passes[chunk]
         text = f"step {step + 1}  chunk {chunk + 1}: {passes} pass{'es' if passes > 1 else ''}"
         if self.row.kept_rates[chunk]:

@@ -20,6 +20,9 @@ class ChunkedEnv(gymnasium.Env[Observation, np.ndarray]):
     until another task is asked for. It is driven from another process, so what goes wrong in a simulator is not raised:
     the episode ends, and `info["error"]` says why.
 
+    Where an episode is the scripted expert's, what a step is given only says how many control steps it has: the expert
+    acts at each of them, here, because it needs the simulator's state. No picture is drawn, unless a film is wanted.
+
     `info`: `steps` so far, `success`, `built` (whether there is a simulator); `error` where it failed; `frames`,
     uint8 `[n, S, S, 3]`, where pictures of every step were asked for.
 
@@ -36,6 +39,8 @@ class ChunkedEnv(gymnasium.Env[Observation, np.ndarray]):
         self.observation_space = observation_space(image_size)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (chunk, *(action_space().shape or ())), np.float32)
         self._env: TaskEnv | None = None
+        self._draws = False  # whether it draws pictures
+        self._expert: Any = None  # acts in the running episode
         self._film = False
         self._info: dict[str, Any] = {}
 
@@ -46,15 +51,17 @@ class ChunkedEnv(gymnasium.Env[Observation, np.ndarray]):
 
         Args:
             seed: of a random start, where no init state is asked for.
-            options: `task`, a name; `init_state`, an evaluation state; `film`, whether to picture every step.
+            options: `task`, a name; `init_state`, an evaluation state; `film`, whether to picture every step; `expert`,
+                whether the suite's scripted expert acts.
         """
         super().reset(seed=seed)
         options = options or {}
-        self._film = bool(options.get("film"))
+        self._film, expert = bool(options.get("film")), bool(options.get("expert"))
         self._info = {"success": False, "steps": 0}
         try:
-            env = self._require(options["task"])
+            env = self._require(options["task"], draws=self._film or not expert)
             observation, _ = env.reset(seed=seed, options={"init_state": options.get("init_state")})
+            self._expert = self.suite.make_expert(env) if expert else None
         except Exception as error:
             observation = self._failed(error)
         return observation, self._info | {"built": self._env is not None}
@@ -67,7 +74,8 @@ class ChunkedEnv(gymnasium.Env[Observation, np.ndarray]):
             assert self._env is not None, "step before reset"
             for single in action:
                 with nvtx_range("env/step"):
-                    reward, terminated, truncated, info = self._env.advance(single)
+                    command = single if self._expert is None else self._expert.act()
+                    reward, terminated, truncated, info = self._env.advance(command)
                 self._info |= {"success": info["success"], "steps": info["steps"]}
                 if self._film:
                     frames.append(self._env.frame())
@@ -84,12 +92,14 @@ class ChunkedEnv(gymnasium.Env[Observation, np.ndarray]):
         """Frees the simulator."""
         if self._env is not None:
             self._env.close()
-            self._env = None
+            self._env = self._expert = None
 
-    def _require(self, task: str) -> TaskEnv:
-        if self._env is None or self._env.task.name != task:
+    def _require(self, task: str, draws: bool) -> TaskEnv:
+        if self._env is None or self._env.task.name != task or (draws and not self._draws):
             self.close()
-            self._env = self.suite.make_env(get_task(self.suite, task), image_size=self.image_size)
+            wanted = get_task(self.suite, task)
+            self._env = self.suite.make_env(wanted, image_size=self.image_size, render=draws)
+            self._draws = draws
         return self._env
 
     def _failed(self, error: Exception) -> Observation:

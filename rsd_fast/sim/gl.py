@@ -15,10 +15,13 @@ from ctypes.util import find_library
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 EGL_PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libgles2 libglib2.0-0"
 OSMESA_PACKAGES = "libosmesa6 libgl1 libglib2.0-0"
 OFFSCREEN = ("egl", "osmesa")
+DEVICE_VARIABLE = "MUJOCO_EGL_DEVICE_ID"
+EGL_CUDA_DEVICE_NV = 0x323A
 UNLOADED = "glx"  # bindings that robosuite can import where there is no library, as long as nothing is drawn
 
 
@@ -96,17 +99,71 @@ def backend_works(name: str) -> bool:
 
 def egl_devices() -> int:
     """How many devices EGL can draw on without a display; Mesa's software renderer counts as one."""
+    return len(_query_devices())
+
+
+def draw_on(gpu: int) -> None:
+    """Makes this process draw on a GPU, by `MUJOCO_EGL_DEVICE_ID`; before it draws or uses CUDA.
+
+    EGL numbers its devices by itself, and `CUDA_VISIBLE_DEVICES` means nothing to it. NVIDIA's say which GPU of CUDA
+    they are (EGL_NV_device_cuda), so the one that says the right number is taken. The choice stays MuJoCo's where the
+    user has set the variable, where `CUDA_VISIBLE_DEVICES` has names instead of numbers, and where no device says the
+    number (EGL has Mesa's software renderer only, say).
+
+    Args:
+        gpu: as torch counts, among the visible ones.
+    """
+    if DEVICE_VARIABLE in os.environ:
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    number = numbered_gpu(gpu, visible)
+    # Without it, CUDA counts all GPUs, whatever the driver makes of it when EGL asks; and robosuite refuses to be
+    # imported where it does not hold EGL's number.
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    devices = cuda_devices()
+    if number is not None and number in devices:
+        os.environ[DEVICE_VARIABLE] = str(devices.index(number))
+    elif visible is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
+
+
+def numbered_gpu(gpu: int, visible: str | None) -> int | None:
+    """CUDA's number of torch's `gpu` among all GPUs; `visible` is `CUDA_VISIBLE_DEVICES`. None where that has names."""
+    if visible is None:
+        return gpu
+    entries = [entry.strip() for entry in visible.split(",")]
+    return int(entries[gpu]) if gpu < len(entries) and entries[gpu].isdigit() else None
+
+
+def cuda_devices() -> list[int | None]:
+    """For every device of EGL, which GPU of CUDA it is; None for one that is no NVIDIA GPU."""
+    query_attribute = _egl("eglQueryDeviceAttribEXT", ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_ssize_t))
+    numbers: list[int | None] = []
+    for device in _query_devices():
+        number = ctypes.c_ssize_t(-1)
+        known = query_attribute is not None and query_attribute(device, EGL_CUDA_DEVICE_NV, ctypes.byref(number))
+        numbers.append(number.value if known and number.value >= 0 else None)
+    return numbers
+
+
+def _query_devices() -> list[int | None]:
+    query = _egl("eglQueryDevicesEXT", ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int))
+    count = ctypes.c_int(0)
+    if query is None or not query(0, None, ctypes.byref(count)):
+        return []
+    devices = (ctypes.c_void_p * count.value)()
+    return list(devices[: count.value]) if query(count.value, devices, ctypes.byref(count)) else []
+
+
+def _egl(name: str, *arguments: Any) -> Any:
+    """A function of EGL that returns a boolean; None where there is no EGL, or it has none of that name."""
     library = find_library("EGL")
     if library is None:
-        return 0
+        return None
     try:
         get_address = ctypes.CDLL(library).eglGetProcAddress
     except (OSError, AttributeError):
-        return 0
+        return None
     get_address.restype, get_address.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
-    address = get_address(b"eglQueryDevicesEXT")
-    if not address:
-        return 0
-    count = ctypes.c_int(0)
-    query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int))(address)
-    return count.value if query(0, None, ctypes.byref(count)) else 0
+    address = get_address(name.encode())
+    return ctypes.CFUNCTYPE(ctypes.c_uint, *arguments)(address) if address else None

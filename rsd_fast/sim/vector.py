@@ -23,6 +23,7 @@ from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 from jaxtyping import Float
 
 from .chunked import ChunkedEnv
+from .gl import draw_on
 from .suites import Observation, Suite
 
 
@@ -35,11 +36,15 @@ class Reply:
     """What a simulator answered: see `ChunkedEnv` for `info`.
 
     Attributes:
+        observation: for a policy; what an episode is followed by is beside it, because an observation that a policy
+            elsewhere will see may stay elsewhere.
+        state: the observation's, of the robot.
         over: whether the episode has ended.
         seconds: from the command to the answer.
     """
 
     observation: Observation
+    state: Float[np.ndarray, "8"]
     over: bool
     info: dict[str, Any]
     seconds: float
@@ -53,12 +58,13 @@ class Simulator:
         chunk: actions a step.
         image_size: pixels a side of the observations.
         timeout: seconds that a command may take before the process counts as hung; building a task is one.
+        gpu: draws there where EGL can (see `rsd_fast.sim.gl.draw_on`); None leaves the choice to MuJoCo.
 
     Raises:
         SimulatorCrash: the process dies at once.
     """
 
-    def __init__(self, suite: Suite, chunk: int, image_size: int, timeout: float) -> None:
+    def __init__(self, suite: Suite, chunk: int, image_size: int, timeout: float, gpu: int | None = None) -> None:
         self.task: str | None = None  # of the last episode, whose environment is built
         self.timeout = timeout
         self._sent = 0.0
@@ -68,7 +74,7 @@ class Simulator:
                 autoreset_mode=AutoresetMode.DISABLED,
                 context="spawn",  # GL contexts and CUDA do not survive a fork
                 shared_memory=True,
-                worker=_serve,
+                worker=partial(_serve, gpu),
             )
         except (EOFError, OSError) as error:
             raise SimulatorCrash(f"the simulator's process died at its start ({error!r})") from error
@@ -90,14 +96,14 @@ class Simulator:
         """When the pending command counts as hung, on the monotonic clock."""
         return self._sent + self.timeout
 
-    def reset(self, task: str, init_state: int, film: bool = False) -> None:
-        """Begins an episode.
+    def reset(self, task: str, init_state: int, film: bool = False, expert: bool = False) -> None:
+        """Begins an episode; see `ChunkedEnv.reset`.
 
         Raises:
             SimulatorCrash: the process is gone.
         """
         self.task = task
-        options = {"task": task, "init_state": init_state, "film": film}
+        options = {"task": task, "init_state": init_state, "film": film, "expert": expert}
         self._send(partial(self._envs.reset_async, options=options))
 
     def step(self, actions: Float[np.ndarray, "chunk 7"]) -> None:
@@ -124,8 +130,10 @@ class Simulator:
         if observations is None:
             raise SimulatorCrash(f"the simulator did not answer within {self.timeout:g} s")
         info = {name: values[0] for name, values in infos.items() if not name.startswith("_")}
+        observation = {name: values[0] for name, values in observations.items()}
         return Reply(
-            observation={name: values[0] for name, values in observations.items()},
+            observation=observation,
+            state=observation["state"],
             over=over or "error" in info,
             info=info,
             seconds=time.monotonic() - self._sent,
@@ -176,9 +184,16 @@ def ready_simulators(busy: Sequence[Simulator], block: bool) -> list[Simulator]:
     return [simulator for simulator in busy if simulator.pipe in readable or simulator.deadline <= now]
 
 
-def _serve(*arguments: Any) -> None:
-    """Gymnasium's worker, in the process of a simulator."""
+def prepare_process(gpu: int | None) -> None:
+    """What the process of a simulator needs before anything is drawn; see `Simulator` for `gpu`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; its runner decides what it means
     os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's software renderer starts a thread a core otherwise
+    if gpu is not None:
+        draw_on(gpu)
+
+
+def _serve(gpu: int | None, *arguments: Any) -> None:
+    """Gymnasium's worker, in the process of a simulator."""
+    prepare_process(gpu)
     with suppress(EOFError, OSError):  # the runner is gone, and with it whoever would want to know
         _async_worker(*arguments)

@@ -1,5 +1,6 @@
 """What a user writes as modes and settings."""
 
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -33,7 +34,8 @@ def test_a_mode_changes_only_what_it_names() -> None:
 @pytest.mark.parametrize(
     ("modes", "message"),
     [
-        (["fast"], r"got mode 'fast', expected one of \['sequential', 'rsd', 'jacobi', 'parallel'\]"),
+        (["fast"], r"got mode 'fast', expected one of \['sequential', 'rsd', 'jacobi', 'parallel', 'expert'\]"),
+        (["expert:theta=1"], "got 'expert:theta=1', expected 'expert': it decodes nothing"),
         (["rsd:tau=1"], r"got 'tau=1' .* expected NAME=VALUE with one of \['draft', "),
         (["rsd:theta=much"], "got 'much' for theta .* expected a number"),
         (["sequential,theta=1"], "got setting 'theta=1' without a mode"),
@@ -50,6 +52,12 @@ def test_wrong_modes_are_refused_with_the_choices(modes: list[str], message: str
 def test_settings_below_one_are_refused(setting: str) -> None:
     with pytest.raises(ValueError, match=f"--{setting.replace('_', '-')} 0"):
         EvalConfig(**{setting: 0})
+
+
+def test_assets_are_for_libero_alone() -> None:
+    assert EvalConfig(suite="libero_goal", assets=Path("assets")).assets == Path("assets")
+    with pytest.raises(ValueError, match="got --assets with suite 'robosuite', expected one of LIBERO's"):
+        EvalConfig(assets=Path("assets"))
 
 
 def test_the_modes_are_those_of_the_engine() -> None:
