@@ -25,6 +25,7 @@ from rsd_fast.decoding import ChunkDecoder, Mode
 from rsd_fast.kernels.registry import pick
 from rsd_fast.models.checkpoints import PolicyParts, check_fit, load_policy
 from rsd_fast.models.draft import DraftModel
+from rsd_fast.models.fused_backbone import fuse_backbone
 from rsd_fast.models.inputs import PolicyInputs
 from rsd_fast.models.main import MainModel
 from rsd_fast.models.streaming import choose_device
@@ -108,6 +109,8 @@ class RSDInferenceEngine:
         self.mode = mode
         self.codec = rfsq_model.to(self.device).eval()
         self.main = _to(main_model, self.device, self.dtype)
+        positions = self.main.config.prefix_tokens + self.main.config.head.queries
+        self.main.backbone = fuse_backbone(self.main.backbone, positions)
         self.draft = _to(draft_model, self.device, self.dtype) if mode == "rsd" and draft_model else None
         self.tokenizer = main_model.tokenizer
         self._generator = torch.Generator(self.device).manual_seed(seed)

@@ -79,6 +79,8 @@ class PolicyRound:
             if parts.draft is not None:
                 self.draft_uniforms = torch.zeros(batch, parts.draft.config.layers, steps, dims, device=device)
         self.head = parts.main.head_for(parts.decoder.mode)
+        # One run of the backbone instead of two.
+        self.rider = self.head if parts.decoder.mode == "parallel" and parts.main.can_ride(self.head) else None
         # What the stages hand on.
         self._features: Tensor | None = None
         self._prefix: Prefix | None = None
@@ -122,8 +124,9 @@ class PolicyRound:
         self._features = self.parts.main.encode_images(self.inputs.on_device["images"])
 
     def prefill(self) -> None:
-        """Features, proprio and instruction -> prefix."""
-        self._prefix = self.parts.main.prefill(PolicyInputs(**self.inputs.on_device), self._features, in_place=True)
+        """Features, proprio and instruction -> prefix; the queries of a head that reads no codes go along."""
+        inputs = PolicyInputs(**self.inputs.on_device)
+        self._prefix = self.parts.main.prefill(inputs, self._features, in_place=True, rider=self.rider)
 
     def propose(self) -> None:
         """Prefix -> the draft's codes, and a fresh state."""

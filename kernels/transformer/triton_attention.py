@@ -144,8 +144,9 @@ def attention_kernel(
     o_d = tl.arange(0, D)
     in_q = (o_q < tokens)[:, None]
     rows = qkv + i_b * stride_b + head * D
-    at = o_q[:, None] * HALF + o_h[None]
-    q_low, q_high = turned(rows + o_q.to(tl.int64)[:, None] * stride_n + o_h[None], cos + at, sin + at, in_q, HALF)
+    p_q = rows + o_q.to(tl.int64)[:, None] * stride_n + o_h[None]
+    at_q = o_q[:, None] * HALF + o_h[None]
+    q_low, q_high = turned(p_q, cos + at_q, sin + at_q, in_q, HALF)
 
     cache_tiles = tl.cdiv(cached, BLOCK_K)
     tiles = cache_tiles
@@ -180,8 +181,8 @@ def attention_kernel(
             o_k = i_k * BLOCK_K + tl.arange(0, BLOCK_K)
             in_k = (o_k < tokens)[:, None]
             p_new = rows + HEADS * D + o_k.to(tl.int64)[:, None] * stride_n
-            at = o_k[:, None] * HALF + o_h[None]
-            k_low, k_high = turned(p_new + o_h[None], cos + at, sin + at, in_k, HALF)
+            at_k = o_k[:, None] * HALF + o_h[None]
+            k_low, k_high = turned(p_new + o_h[None], cos + at_k, sin + at_k, in_k, HALF)
             b_v = tl.load(p_new + HEADS * D + o_d[None], mask=in_k, other=0.0)
             pairs = in_q & (o_k < tokens)[None]
             seen = tl.load(new_mask + o_q[:, None] * tokens + o_k[None], mask=pairs, other=0) != 0

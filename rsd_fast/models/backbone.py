@@ -47,6 +47,16 @@ class BackboneConfig:
         return self.width // self.heads
 
 
+@dataclass
+class Joint:
+    """What `Backbone.joint` returns: what `prefill` does, and the hidden states of the queries, `[B, Q, width]`."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    hidden: Float[Tensor, "B P width"]
+    queries: Float[Tensor, "B Q width"]
+
+
 Rotary = tuple[Float[Tensor, "n head_dim"], Float[Tensor, "n head_dim"]]
 
 
@@ -200,6 +210,22 @@ class Backbone(nn.Module):
         for layer, key, value in zip(self.layers, keys, values, strict=True):
             x, _, _ = layer(x, rotary, attention, (key, value), prefix_tokens)
         return self.norm(x)
+
+    def joint(
+        self,
+        x: Float[Tensor, "B P width"],
+        mask: Bool[Tensor, "B P"],
+        queries: Float[Tensor, "B Q width"],
+        query_mask: Bool[Tensor, "Q Q"],
+        start: int | None = None,
+        room: int = 0,
+    ) -> Joint:
+        """A prefix and queries that do not depend on it: `prefill`, then `decode`. The prefix does not see the queries.
+
+        A backbone that is bound by reading its weights does both at once.
+        """
+        keys, values, hidden = self.prefill(x, mask, room)
+        return Joint(keys, values, hidden, self.decode(queries, keys, values, mask, query_mask, start))
 
 
 def _with_room(stored: Float[Tensor, "B heads P head_dim"], room: int) -> Float[Tensor, "B heads slots head_dim"]:

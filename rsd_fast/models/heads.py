@@ -44,7 +44,12 @@ class HeadConfig:
 
 
 class ActionHead(nn.Module):
-    """What the heads share: step and layer embeddings, and one linear read-out a layer."""
+    """What the heads share: step and layer embeddings, and one linear read-out a layer.
+
+    `READS_CODES` says whether its queries depend on codes; where not, they can ride in the prefill.
+    """
+
+    READS_CODES = True
 
     def __init__(self, config: HeadConfig, width: int) -> None:
         super().__init__()
@@ -111,6 +116,8 @@ class HierarchicalHead(ActionHead):
 
 class ParallelHead(ActionHead):
     """All layers at once from the prefix, as OpenVLA-OFT predicts its chunk. Codes are not read."""
+
+    READS_CODES = False
 
     def queries(self, codes: Int[Tensor, "B L T D"]) -> Float[Tensor, "B Q width"]:
         """The same queries for every sample."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -56,12 +56,14 @@ class Prefix:
         values: likewise.
         hidden: the final normalised hidden states, `[B, P, width]`.
         mask: bool `[B, P]`, false at padding.
+        riders: the hidden states of the queries that went through the prefill, `[B, Q, width]`, by head.
     """
 
     keys: list[Float[Tensor, "B heads slots head_dim"]]
     values: list[Float[Tensor, "B heads slots head_dim"]]
     hidden: Float[Tensor, "B P width"]
     mask: Bool[Tensor, "B P"]
+    riders: dict[str, Float[Tensor, "B Q width"]] = field(default_factory=dict)
 
 
 def last_hidden(prefix: Prefix) -> Float[Tensor, "B width"]:

@@ -149,6 +149,7 @@ class MainModel(
         inputs: PolicyInputs,
         features: Float[Tensor, "B tokens vision_width"] | None = None,
         in_place: bool = False,
+        rider: str | None = None,
     ) -> Prefix:
         """Encodes an observation once a chunk.
 
@@ -157,10 +158,23 @@ class MainModel(
             features: of `encode_images`, where the caller has run that stage already.
             in_place: leave room behind the prefix, so that passes write their keys and values there instead of copying
                 the prefix. Inference only.
+            rider: a head that reads no codes: its queries go through the backbone together with the prefix, and
+                `decode` with it has only logits to read out.
         """
         x, mask = self.embed(inputs, self.encode_images(inputs.images) if features is None else features)
-        keys, values, hidden = self.backbone.prefill(x, mask, self.config.head.queries if in_place else 0)
-        return Prefix(keys, values, hidden, mask)
+        room = self.config.head.queries if in_place else 0
+        if rider is None:
+            keys, values, hidden = self.backbone.prefill(x, mask, room)
+            return Prefix(keys, values, hidden, mask)
+        head = self.heads[rider]
+        if not self.can_ride(rider):
+            raise ValueError(f"got rider {rider!r}, expected a head whose queries do not depend on codes")
+        assert isinstance(head, ActionHead)
+        c = self.config.head
+        codes = torch.zeros(len(x), c.layers, c.steps, c.latent_dims, dtype=torch.int32, device=x.device)
+        queries = head.queries(codes).to(x.dtype)
+        done = self.backbone.joint(x, mask, queries, head.query_mask(), self.config.prefix_tokens, room)
+        return Prefix(done.keys, done.values, done.hidden, mask, {rider: done.queries})
 
     def embed(
         self, inputs: PolicyInputs, features: Float[Tensor, "B tokens vision_width"]
@@ -185,6 +199,11 @@ class MainModel(
 
     # ---- codes -> logits
 
+    def can_ride(self, head: str) -> bool:
+        """Whether a head's queries can go through the backbone together with the prefix."""
+        module = self.heads[head]
+        return isinstance(module, ActionHead) and not module.READS_CODES
+
     def head_for(self, mode: str) -> str:
         """The head that a mode of decoding uses: the first one there is.
 
@@ -208,6 +227,8 @@ class MainModel(
         if isinstance(module, PrefixHead):
             return module(prefix, codes)
         assert isinstance(module, ActionHead)
+        if head in prefix.riders:
+            return module.logits(prefix.riders[head])
         hidden = self.backbone.decode(
             module.queries(codes),
             prefix.keys,
