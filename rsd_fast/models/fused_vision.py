@@ -9,6 +9,8 @@ What differs from `rsd_fast.models.vision`, which stays the reference:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
@@ -42,7 +44,7 @@ class FusedTransformer:
 
     def embed(self, patches: Float[Tensor, "b patches columns"]) -> Float[Tensor, "b n width"]:
         """Normalised patches -> tokens."""
-        x = self.start.repeat(len(patches), 1, 1)
+        x = self.start.repeat(len(patches), 1, 1)  # written to: a view would change it
         x[:, self.extra :] += F.linear(patches, self.patch_weight, self.reference.patch_embed.proj.bias)
         return x
 
@@ -76,14 +78,13 @@ class FusedTransformer:
             torch.addcmul(x, branch, scale, out=out)
 
 
-class FusedVisionTower:
-    """Several cameras through one featuriser or two, as `VisionTower`.
+class FusedVisionTower(VisionTower):
+    """`VisionTower` on fused kernels; it takes over the modules of the one it is made from.
 
-    It reads the tower's own parameters and keeps no copies of them; the tower must stay on its device. Made after the
-    tower has got its final device and dtype. Inference only.
+    Parameters keep their names and are not copied. With gradients it runs as a plain `VisionTower`.
 
     Args:
-        tower: without convolutional stem (`can_fuse`).
+        tower: without a convolutional stem, on its device and in its dtype.
         streams: two featurisers run side by side on two CUDA streams; off, one after the other. Same bits.
 
     Raises:
@@ -91,39 +92,62 @@ class FusedVisionTower:
     """
 
     def __init__(self, tower: VisionTower, streams: bool = True) -> None:
-        self.config = tower.config
-        parts = [tower.featurizer, tower.fused_featurizer]
-        self.featurizers = [FusedTransformer(part) for part in parts if part is not None]
-        weight = tower.featurizer.patch_embed.proj.weight
-        self.dtype, device = weight.dtype, weight.device
-        tables = [normalization_table(featurizer.config) for featurizer in self.featurizers]
-        self.gain, self.offset = (torch.tensor(rows, device=device) for rows in zip(*tables, strict=True))
-        aside = streams and device.type == "cuda" and len(self.featurizers) > 1
-        self._side = torch.cuda.Stream(device) if aside else None
+        nn.Module.__init__(self)
+        self.config, self.streams = tower.config, streams
+        self.featurizer, self.fused_featurizer = tower.featurizer, tower.fused_featurizer
+        self.train(tower.training)
+        self.pack()
 
-    @torch.no_grad()
-    def __call__(self, images: UInt8[Tensor, "B cameras H W 3"]) -> Float[Tensor, "B tokens features"]:
+    def pack(self) -> None:
+        """Lays out what is laid out anew, from the weights as they are now."""
+        weight = self.featurizer.pos_embed
+        parts = [part for part in (self.featurizer, self.fused_featurizer) if part is not None]
+        self.fused = [FusedTransformer(part) for part in parts]
+        tables = [normalization_table(part.config) for part in parts]
+        self.gain, self.offset = (torch.tensor(rows, device=weight.device) for rows in zip(*tables, strict=True))
+        aside = self.streams and weight.device.type == "cuda" and len(parts) > 1
+        self._side = torch.cuda.Stream(weight.device) if aside else None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FusedVisionTower:
+        super()._apply(fn, recurse)
+        self.pack()
+        return self
+
+    def forward(self, images: UInt8[Tensor, "B cameras H W 3"]) -> Float[Tensor, "B tokens features"]:
         """Raw pixels -> `cameras * patches` feature tokens."""
+        if torch.is_grad_enabled():
+            return super().forward(images)
         batch, cameras = images.shape[:2]
-        config = self.config
+        config, dtype = self.config, self.featurizer.pos_embed.dtype
         rows = normalized_patches(
-            images.flatten(0, 1), self.gain, self.offset, config.patch_size, patch_columns(config), self.dtype
+            images.flatten(0, 1), self.gain, self.offset, config.patch_size, patch_columns(config), dtype
         )
-        features = torch.empty(batch * cameras, config.patches, config.features, dtype=self.dtype, device=rows.device)
-        outs = features.split([featurizer.config.width for featurizer in self.featurizers], -1)
+        features = torch.empty(batch * cameras, config.patches, config.features, dtype=dtype, device=rows.device)
+        outs = features.split([part.config.width for part in self.fused], -1)
         if self._side is None:
-            for featurizer, patches, out in zip(self.featurizers, rows, outs, strict=True):
-                featurizer.run(patches, out)
+            for part, patches, out in zip(self.fused, rows, outs, strict=True):
+                part.run(patches, out)
         else:
             # Fork and join by events, which a capture turns into edges of its graph. What both streams touch is
             # allocated before the fork and freed after the join, so that no stream gets the other's memory.
             here = torch.cuda.current_stream()
             self._side.wait_stream(here)
             with torch.cuda.stream(self._side):
-                self.featurizers[1].run(rows[1], outs[1])
-            self.featurizers[0].run(rows[0], outs[0])
+                self.fused[1].run(rows[1], outs[1])
+            self.fused[0].run(rows[0], outs[0])
             here.wait_stream(self._side)
         return features.view(batch, cameras * config.patches, config.features)
+
+
+def fuse_vision(tower: VisionTower) -> VisionTower:
+    """The fused tower where it serves (an NVIDIA GPU, half precision, no stem), or the same one."""
+    weight = tower.featurizer.pos_embed
+    if weight.device.type != "cuda" or weight.dtype not in (torch.bfloat16, torch.float16):
+        return tower
+    if isinstance(tower, FusedVisionTower):
+        tower.pack()
+        return tower
+    return FusedVisionTower(tower) if can_fuse(tower.config) else tower
 
 
 def can_fuse(config: VisionConfig) -> bool:

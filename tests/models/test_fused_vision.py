@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rsd_fast.models.fused_vision import FusedVisionTower, can_fuse, patch_columns
+from rsd_fast.models.fused_vision import FusedVisionTower, can_fuse, fuse_vision, patch_columns
 from rsd_fast.models.openvla import FEATURIZERS
 from rsd_fast.models.vision import VisionConfig, VisionTower
 
@@ -57,18 +57,42 @@ def test_in_bf16_it_is_no_further_from_fp32_than_the_plain_one():
 def test_every_row_of_a_batch_is_as_alone():
     tower = randomized(CONFIGS["fused"])
     fused, images = FusedVisionTower(tower), pictures(tower.config, batch=3)
-    together = fused(images)
-    for b in range(3):
-        torch.testing.assert_close(together[b : b + 1], fused(images[b : b + 1]), rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():
+        together = fused(images)
+        for b in range(3):
+            torch.testing.assert_close(together[b : b + 1], fused(images[b : b + 1]), rtol=1e-4, atol=1e-4)
 
 
-def test_it_keeps_no_copy_of_the_blocks():
+def test_it_keeps_the_towers_parameters_and_their_names():
     tower = randomized(CONFIGS["fused"])
-    fused = FusedVisionTower(tower)
+    fused, images = FusedVisionTower(tower), pictures(tower.config)
+    own, taken = dict(tower.named_parameters()), dict(fused.named_parameters())
+    assert list(own) == list(taken) and all(taken[name] is own[name] for name in own)
     for block in tower.featurizer.blocks:
         block.mlp.fc1.weight.data.zero_()
-    changed = fused(pictures(tower.config))
-    torch.testing.assert_close(changed, tower(pictures(tower.config)), rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(images), tower(images), rtol=1e-4, atol=1e-4)
+
+
+def test_a_change_of_dtype_lays_the_patch_embedding_out_again():
+    tower = randomized(CONFIGS["fused"])
+    fused = FusedVisionTower(tower).to(torch.bfloat16)
+    with torch.inference_mode():
+        got, wanted = fused(pictures(tower.config)), tower(pictures(tower.config))
+    assert got.dtype == torch.bfloat16
+    assert (got.float() - wanted.float()).norm() <= 0.03 * wanted.float().norm()
+
+
+def test_with_gradients_it_is_the_plain_tower():
+    tower = randomized(CONFIGS["fused"])
+    features = FusedVisionTower(tower)(pictures(tower.config))
+    features.sum().backward()
+    assert all(parameter.grad is not None for parameter in tower.parameters())
+
+
+def test_only_a_gpu_in_half_precision_gets_the_fused_tower():
+    tower = randomized(CONFIGS["fused"], torch.bfloat16)
+    assert fuse_vision(tower) is tower
 
 
 def test_which_towers_fuse():
