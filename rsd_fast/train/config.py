@@ -17,7 +17,7 @@ from tyro.conf import Positional
 FREE = frozenset(
     {
         *("demos", "out", "device", "workers", "steps", "minutes", "eval_every", "eval_samples"),
-        *("patience", "resume", "compile"),
+        *("patience", "resume", "compile", "cuda_graph"),
     }
 )
 
@@ -113,7 +113,8 @@ class OptimizerOptions(DataOptions):
     steps: int = 20000
     """Optimiser steps at most."""
     minutes: float | None = None
-    """Minutes at most; the learning rate comes down in time for whichever ends first, steps or minutes."""
+    """Minutes at most, with evaluation and compilation; the learning rate comes down in time for whichever ends first,
+    steps or minutes."""
     batch: int = 256
     """Samples a step."""
     learning_rate: float = 6e-4
@@ -127,7 +128,7 @@ class OptimizerOptions(DataOptions):
     ema: float = 0.999
     """Decay of the averaged weights, which are the ones evaluated and exported."""
     eval_every: int = 500
-    """Steps between evaluations on held-out data; the state is saved as often."""
+    """Steps between evaluations on held-out data; the state is saved after the first one, then once a minute."""
     eval_samples: int = 2048
     """Held-out chunks an evaluation looks at."""
     patience: int = 10
@@ -136,6 +137,8 @@ class OptimizerOptions(DataOptions):
     """Go on from the last saved state, if there is one."""
     compile: bool = False
     """Compile the loss with torch.compile: a minute of waiting, then faster steps on a GPU."""
+    cuda_graph: bool = False
+    """Capture the whole step as one CUDA graph, so that a GPU does not wait for Python; needs a GPU."""
 
     def __post_init__(self) -> None:
         """Raises ValueError on settings that train nothing."""
@@ -258,6 +261,8 @@ class AllTraining(OptimizerOptions, AugmentOptions):
     """Share of the target that is spread over all levels."""
     main_weight: float = 0.5
     """Weight of main's own predictions in the drafts' targets."""
+    final_samples: int = 4096
+    """Held-out chunks that the model card's table of errors is measured on."""
     success: Path | None = None
     """summary.json of an `rsd-fast eval`, for the success table of the model card."""
 
@@ -265,7 +270,7 @@ class AllTraining(OptimizerOptions, AugmentOptions):
         """Raises ValueError on settings that train nothing."""
         super().__post_init__()
         self.check()
-        _at_least(self, draft_steps=1)
+        _at_least(self, draft_steps=1, final_samples=1)
         if not 0.0 < self.draft_share < 0.5:
             raise ValueError(f"got draft_share {self.draft_share}, expected between 0 and 0.5: there are two drafts")
 

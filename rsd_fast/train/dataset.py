@@ -89,9 +89,10 @@ class DemoData:
         index = frames[:, None] + torch.arange(chunk, device=frames.device)
         last = self.last[frames][:, None]
         actions = self.actions[torch.minimum(index, last)]
-        held = torch.zeros(actions.shape[-1], dtype=torch.bool, device=frames.device)
-        held[list(held_dims)] = True
-        return torch.where((index > last)[..., None] & ~held, 0.0, actions)
+        over = (index > last)[..., None].expand_as(actions).clone()
+        for dim in held_dims:  # one by one: a list of them would be copied to the device in every call
+            over[..., dim] = False
+        return actions.masked_fill(over, 0.0)
 
     def inputs(
         self, frames: Int[Tensor, " b"], tokens: tuple[Int[Tensor, "tasks N"], Bool[Tensor, "tasks N"]]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, pairwise
 from threading import local
 
 import h5py
@@ -45,7 +45,7 @@ def load_demos(
         ValueError: a file cannot be used; the message says why.
     """
     starts = list(accumulate((header.frames for header in headers), initial=0))
-    parts = [images[start:end] for start, end in zip(starts, starts[1:], strict=False)]
+    parts = [images[start:end] for start, end in pairwise(starts)]
     steps: list[tuple[np.ndarray, ...]] = [()] * len(headers)
     plain = [index for index, header in enumerate(headers) if header.plain is not None]
     packed = [index for index, header in enumerate(headers) if header.plain is None]

@@ -2,6 +2,9 @@
 
 Every draw of step s comes from a generator seeded with (seed, s), so that a run that was killed and resumed draws
 the same as one that was not.
+
+A step never waits for the device; so it can be captured as a CUDA graph. What changes from step to step (the
+generator's seed, the learning rate, how closely the average follows) is set outside, on the device.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from rsd_fast.progress import progress_bar
@@ -27,6 +31,8 @@ from rsd_fast.train.state import STATE_FILE, Progress, load_state, save_state
 B = TypeVar("B")
 M = TypeVar("M", bound=nn.Module)
 LOG_EVERY = 50  # steps a training row averages over; reading the losses stops the device
+SAVE_EVERY = 60.0  # seconds
+UNCAPTURED = 3  # steps before a capture: they make the optimiser's state and choose kernels
 
 
 @dataclass
@@ -98,12 +104,19 @@ class Run(Generic[M, B]):
         self.objective, self.options, self.folder, self.settings = objective, options, folder, settings
         self.model = objective.model
         self.device = next(self.model.parameters()).device
+        if options.cuda_graph and self.device.type != "cuda":
+            raise ValueError(f"got cuda_graph on {self.device}, expected a GPU; use --no-cuda-graph")
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.optimizer = make_optimizer(self.model, options)
+        self.optimizer = make_optimizer(self.model, options, self.device)
+        self.follow = torch.zeros((), device=self.device)  # the average's share of the way to the weights, each step
         self.generator = torch.Generator(self.device)
-        self.loss = torch.compile(objective.loss) if options.compile else objective.loss
+        self.loss = torch.compile(objective.loss, dynamic=False) if options.compile else objective.loss
+        self.names: list[str] = []  # of the losses
+        self.graph: CapturedStep | None = None
         self.progress = Progress()
+        self.saved = -math.inf  # when, in seconds of the run
+        self.reserve = 0.0  # seconds that the last evaluation took
         self.log = MetricsLog(folder)
 
     def begin(self) -> None:
@@ -123,61 +136,88 @@ class Run(Generic[M, B]):
     def save(self) -> None:
         """Writes everything needed to go on."""
         save_state(self.folder, self.settings, self.progress, self.model, self.average, self.optimizer, self.best)
+        self.saved = self.progress.seconds
 
     def until_done(self, advance: Callable[[int], None]) -> None:
-        """Steps, evaluating and saving on the way."""
+        """Steps, evaluating and saving on the way; the last evaluation and saving count as training time."""
         progress, options = self.progress, self.options
         before, start = progress.seconds, time.monotonic()
-        since_log: list[dict[str, Tensor]] = []
+        since_log: list[Tensor] = []
+        taken = 0
         while progress.ended is None:
             progress.seconds = before + time.monotonic() - start
-            since_log.append(self.step(progress.step, share_done(progress.step, progress.seconds, options)))
+            done = share_done(progress.step, progress.seconds, options, self.reserve)
+            since_log.append(self.step(progress.step, done, taken))
+            taken += 1
             progress.step += 1
             advance(1)
             progress.seconds = before + time.monotonic() - start
-            finished = share_done(progress.step, progress.seconds, options) >= 1.0
+            finished = share_done(progress.step, progress.seconds, options, self.reserve) >= 1.0
             if finished or progress.step % LOG_EVERY == 0 or progress.step % options.eval_every == 0:
                 self.log_training(since_log)
                 since_log = []
             if finished or progress.step % options.eval_every == 0:
+                progress.seconds = began = before + time.monotonic() - start
                 self.evaluate()
                 if progress.ended is None and finished:
                     progress.ended = "steps" if progress.step >= options.steps else "minutes"
                 progress.seconds = before + time.monotonic() - start
-                self.save()
+                if progress.ended or progress.seconds - self.saved >= SAVE_EVERY:
+                    self.save()
+                self.reserve = before + time.monotonic() - start - began
 
-    def step(self, step: int, done: float) -> dict[str, Tensor]:
-        """One optimiser step; the parts of the loss, still on the device."""
-        options, model = self.options, self.model
-        self.generator.manual_seed(options.seed * 1_000_003 + step)
+    def step(self, step: int, done: float, taken: int) -> Float[Tensor, " losses"]:
+        """One optimiser step; its losses (see `names`), still on the device. `taken`: steps since this process began."""
+        self.generator.manual_seed(self.options.seed * 1_000_003 + step)
+        rate_now = self.options.learning_rate * rate(step, done, self.options.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = options.learning_rate * rate(step, done, options.warmup)
-        model.train()
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate_now)
+            else:
+                group["lr"] = rate_now
+        # Early on the average follows closely, or it would carry the initial weights along.
+        self.follow.fill_(1 - min(self.options.ema, (1 + step) / (10 + step)))
+        if not self.options.cuda_graph:
+            return self.compute()
+        if taken < UNCAPTURED:
+            with on_side_stream(self.device):
+                return self.compute()
+        if self.graph is None:
+            self.graph = CapturedStep(self.compute, self.generator)
+        return self.graph.replay()
+
+    def compute(self) -> Float[Tensor, " losses"]:
+        """What a step does on the device."""
+        self.model.train()
         with half_precision(self.device):
             with torch.no_grad():
                 batch = self.objective.batch(self.generator)
-            loss, parts = self.loss(model, batch)
+            loss, parts = self.loss(self.model, batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        # Early on the average follows closely, or it would carry the initial weights along.
-        decay = min(options.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for averaged, current in zip(self.average.parameters(), model.parameters(), strict=True):
-                averaged.lerp_(current, 1 - decay)
-        return {"loss": loss.detach(), **{name: part.detach() for name, part in parts.items()}}
+        self.follow_weights()
+        self.names = ["loss", *parts]
+        return torch.stack([loss.detach().float(), *(part.detach().float() for part in parts.values())])
 
-    def log_training(self, rows: list[dict[str, Tensor]]) -> None:
+    @torch.no_grad()
+    def follow_weights(self) -> None:
+        """Moves the average towards the weights, all tensors in a few launches."""
+        averaged = list(self.average.parameters())
+        steps = torch._foreach_sub(list(self.model.parameters()), averaged)
+        torch._foreach_mul_(steps, self.follow)
+        torch._foreach_add_(averaged, steps)
+
+    def log_training(self, rows: list[Float[Tensor, " losses"]]) -> None:
         """Writes the mean of the last steps."""
-        names = list(rows[0])
-        means = torch.stack([torch.stack([row[name].float() for name in names]) for row in rows]).mean(0).tolist()
+        names, means = self.names, torch.stack(rows).mean(0).tolist()
         if not all(math.isfinite(mean) for mean in means):
             raise FloatingPointError(
                 f"the loss of {self.objective.name} is {means[0]} near step {self.progress.step}; "
                 "try a smaller --learning-rate"
             )
-        rate_now = self.optimizer.param_groups[0]["lr"]
+        rate_now = float(self.optimizer.param_groups[0]["lr"])
         metrics = dict(zip(names, means, strict=True)) | {"learning_rate": rate_now}
         self.log.write("train", self.progress.step, self.progress.seconds, metrics)
 
@@ -200,7 +240,37 @@ class Run(Generic[M, B]):
                 progress.ended = "patience"
 
 
-def make_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.AdamW:
+class CapturedStep:
+    """A step as a CUDA graph: one launch, with the memory and the addresses of the step that was captured.
+
+    Args:
+        compute: the step; it has run a few times, on another stream than the default one.
+        generator: of its draws; each replay draws from the seed that the generator has then.
+    """
+
+    def __init__(self, compute: Callable[[], Tensor], generator: torch.Generator) -> None:
+        self.graph = torch.cuda.CUDAGraph()
+        self.graph.register_generator_state(generator)
+        with torch.cuda.graph(self.graph):
+            self.losses = compute()
+
+    def replay(self) -> Tensor:
+        """Takes a step."""
+        self.graph.replay()
+        return self.losses.clone()  # the next replay writes over it
+
+
+@contextmanager
+def on_side_stream(device: torch.device) -> Iterator[None]:
+    """Runs the block on a stream of its own, as steps before a capture have to, between what was before and is after."""
+    stream, outer = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(outer)
+    with torch.cuda.stream(stream):
+        yield
+    outer.wait_stream(stream)
+
+
+def make_optimizer(model: nn.Module, options: OptimizerOptions, device: torch.device) -> torch.optim.AdamW:
     """Fused AdamW; only matrices decay, and of them not the embeddings."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decayed: list[nn.Parameter] = []
@@ -208,14 +278,22 @@ def make_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.A
     for parameter in model.parameters():
         (decayed if parameter.ndim >= 2 and id(parameter) not in tables else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    graph = options.cuda_graph
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=options.learning_rate, betas=(0.9, 0.95), fused=True
+        [group for group in groups if group["params"]],
+        lr=torch.tensor(options.learning_rate, device=device) if graph else options.learning_rate,
+        betas=(0.9, 0.95),
+        fused=True,
+        capturable=graph,
     )
 
 
-def share_done(step: int, seconds: float, options: OptimizerOptions) -> float:
-    """How much of the budget is used: of the steps or of the minutes, whichever is further."""
-    by_time = 0.0 if options.minutes is None else seconds / (60 * options.minutes)
+def share_done(step: int, seconds: float, options: OptimizerOptions, reserve: float = 0.0) -> float:
+    """How much of the budget is used: of the steps or of the minutes, whichever is further.
+
+    `reserve` are seconds of the minutes that the last evaluation will take.
+    """
+    by_time = 0.0 if options.minutes is None else seconds / max(60 * options.minutes - reserve, 1e-3)
     return max(step / options.steps, by_time)
 
 

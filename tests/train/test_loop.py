@@ -119,7 +119,7 @@ def test_rate_rises_and_falls():
 
 def test_only_matrices_decay():
     model = nn.ModuleDict({"table": nn.Embedding(3, 4), "linear": nn.Linear(4, 2), "norm": nn.LayerNorm(4)})
-    decayed, others = make_optimizer(model, options(weight_decay=0.1)).param_groups
+    decayed, others = make_optimizer(model, options(weight_decay=0.1), torch.device("cpu")).param_groups
     assert decayed["weight_decay"] == 0.1 and [p.shape for p in decayed["params"]] == [(2, 4)]
     assert others["weight_decay"] == 0.0 and len(others["params"]) == 4
 
