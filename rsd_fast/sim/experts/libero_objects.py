@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .libero_scene import Points, Scene
-from .skills import Hand, Point, Rotation
+from .skills import Point, Rotation
 
 WIDEST = 0.076  # of what fits between the fingers
 FINGER, HAND, ARM = 0.048, 0.105, 0.06  # half the room to the side of open fingers, of the hand, of the wrist
@@ -58,7 +58,7 @@ class Grasp:
         offset: of the hand from the object's origin, in the object's frame.
         rotation: of the hand, in the world.
         width: of what will be between the fingers; 0 for a rim.
-        cost: the lower, the freer the way of the fingers and the less the wrist turns.
+        cost: the lower, the freer the way of the fingers and the less the wrist turns and the arm stretches.
     """
 
     offset: Point
@@ -72,28 +72,23 @@ class Grasp:
         """Of the hand, with the object where it is now."""
         return scene.position(name) + scene.rotation(name) @ self.offset
 
-    def is_stale(self, scene: Scene, name: str, moved: float = 0.04, turned: float = 0.2) -> bool:
+    def is_stale(self, scene: Scene, name: str, moved: float = 0.015, turned: float = 0.2) -> bool:
         """Whether the object is no longer where or how it was, so that another grasp may be better."""
         cosine = (np.trace(self.turn.T @ scene.rotation(name)) - 1) / 2
         return bool(np.linalg.norm(scene.position(name) - self.origin) > moved or cosine < np.cos(turned))
 
 
-def choose_grasp(scene: Scene, name: str, hand: Hand, whim: Sequence[float]) -> Grasp:
-    """The cheapest grasp.
+def choose_grasp(scene: Scene, name: str, ahead: Point, whim: Sequence[float]) -> Grasp | None:
+    """The cheapest grasp; None while the object is too wide whichever way one takes it.
 
     Args:
+        ahead: where the object's origin will have to go.
         whim: added to the costs of 24 directions, so that equals are not always decided the same way.
-
-    Raises:
-        ValueError: the object is too wide whichever way one takes it.
     """
-    found = candidates(scene, name, hand, whim)
-    if not found:
-        raise ValueError(f"got {name} as it lies, expected a side narrower than {WIDEST} m")
-    return min(found, key=lambda grasp: grasp.cost)
+    return min(candidates(scene, name, ahead, whim), key=lambda grasp: grasp.cost, default=None)
 
 
-def candidates(scene: Scene, name: str, hand: Hand, whim: Sequence[float]) -> list[Grasp]:
+def candidates(scene: Scene, name: str, ahead: Point, whim: Sequence[float]) -> list[Grasp]:
     """Every grasp from above that fits between the fingers."""
     shape, own = shape_of(scene, name), scene.parts(name)
     mine = scene.points(own)
@@ -102,6 +97,7 @@ def candidates(scene: Scene, name: str, hand: Hand, whim: Sequence[float]) -> li
     middle = (low + high) / 2
     near = np.linalg.norm((others - middle)[:, :2], axis=1) < 0.22
     others = others[near & (others[:, 2] > low[2] + 0.01)]
+    out = scene.overhang(name)
     found = []
     for extra, angle in zip(whim, np.linspace(0, 2 * np.pi, len(whim), endpoint=False), strict=True):
         if not shape.rim and angle >= np.pi:
@@ -123,6 +119,8 @@ def candidates(scene: Scene, name: str, hand: Hand, whim: Sequence[float]) -> li
             yaw = half_turn(angle - HOME_YAW)
             slid = abs(float((place[:2] - center) @ across))
             cost = extra + 0.8 * abs(yaw) + _blocked(others, place, along, shape.rim)
+            cost += _stretched(scene, place) + _stretched(scene, place + ahead - scene.position(name))
+            cost -= 0.0 if out is None else float(along @ out[:2])
             cost += 0.0 if shape.rim else 8 * slid + 30 * max(0.0, width - 0.06)
             found.append(_grasp(scene, name, place, HOME_YAW + yaw, 0.0 if shape.rim else width, cost))
     return found
@@ -156,6 +154,11 @@ def _blocked(others: Points, place: Point, along: np.ndarray, rim: bool) -> floa
     hand = (np.abs(aside) < HAND) & (np.abs(across) < 0.04) & (above > 0.045)
     arm = (np.abs(aside) < ARM) & (np.abs(across) < 0.06) & (above > 0.10)
     return float(3 * min(fingers.sum(), 3) + 2 * min(hand.sum(), 5) + min(arm.sum(), 3))
+
+
+def _stretched(scene: Scene, place: Point) -> float:
+    """How hard it is for the arm to point down there: nearly stretched it is slow and imprecise."""
+    return 40 * max(0.0, float(np.linalg.norm((place - scene.base)[:2])) - 0.70)
 
 
 def pointing_down(yaw: float) -> Rotation:

@@ -9,11 +9,13 @@ import numpy as np
 from . import skills
 from .libero_objects import Grasp, choose_grasp
 from .libero_scene import Goal, Scene
-from .skills import OPEN, Command, Hand, Point
+from .skills import CLOSE, OPEN, Command, Hand, Point
 
 DIRECTIONS = 24  # that a grasp is chosen from
 HOVER = 0.09  # height of the hand above the grasp while it lines up, at least
 ROOM = 0.02  # between what travels and what it passes over
+NEAR, KEEN = 0.02, 2.0  # where commands are larger, and how much
+TOLERANCE, DRIFT = 0.006, 0.015  # of the hand when it begins to close, and until it has
 OPENED = 0.06  # gap of fingers that count as open
 
 
@@ -56,21 +58,26 @@ class Place:
     def act(self, hand: Hand) -> Command:
         """See `Job`."""
         scene, thing = self.scene, self.thing
+        if self.is_placed():
+            return skills.release(hand, hand.rotation if self.grasp is None else self.grasp.rotation)
         held = self.is_held(hand)
         if self.grasp is None or (not held and self.grasp.is_stale(scene, thing)):
-            self.grasp = choose_grasp(scene, thing, hand, self.manner.whim)
+            self.grasp = choose_grasp(scene, thing, scene.position(self.target), self.manner.whim)
+        if self.grasp is None:
+            return skills.release(hand, hand.rotation)
         grip, rotation = self.grasp.position(scene, thing), self.grasp.rotation
-        if self.is_placed():
-            return skills.release(hand, rotation)
         if held:
             return self.carry(hand)
-        if skills.at_grasp(hand, grip, rotation) and hand.gap > max(0.003, self.grasp.width - 0.015):
+        tolerance = DRIFT if scene.closing() else TOLERANCE
+        if skills.at_grasp(hand, grip, rotation, tolerance) and hand.gap > max(0.003, self.grasp.width - 0.015):
             return skills.grasp(hand, grip, rotation)
         return self.reach(hand, grip)
 
     def is_held(self, hand: Hand) -> bool:
         """Whether both fingers touch the object, or it hangs between them: on the way contacts come and go."""
         scene, thing = self.scene, self.thing
+        if not scene.squeezing():
+            return False
         if scene.grasped(thing):
             return True
         if self.grasp is None or hand.gap > OPENED or not scene.airborne(thing):
@@ -87,12 +94,17 @@ class Place:
         height = skills.funnel(skills.misalignment(hand, grip, rotation), over - grip[2])
         if hand.gap < OPENED:
             height = max(height, 0.05)
-        return skills.move(hand, skills.above(grip, height), rotation, OPEN, self.manner.speed)
+        goal = skills.above(grip, height)
+        if aside < NEAR:  # friction swallows small commands
+            goal = goal + (KEEN - 1) * (goal - hand.position)
+        return skills.move(hand, goal, rotation, OPEN, self.manner.speed)
 
     def carry(self, hand: Hand) -> Command:
         """The object over its target, over everything on the way, then down."""
         assert self.grasp is not None
         scene, at = self.scene, self.scene.position(self.thing)
+        if (out := scene.overhang(self.thing)) is not None:
+            return skills.move(hand, hand.position + 0.03 * out + [0, 0, 0.03], self.grasp.rotation, CLOSE)
         goal = self.place(hand)
         below = at[2] - scene.bottom(self.thing)
         over = scene.highest(at, goal, leave_out=[self.thing]) + below + ROOM

@@ -17,6 +17,7 @@ Goal = tuple[str, ...]  # a predicate and its arguments, as LIBERO parses them: 
 Points = Float[np.ndarray, "N 3"]
 Boxes = tuple[Points, Points]  # lowest and highest corners, world frame
 
+CLOSING = 0.03  # metres a second, of fingers that have not met anything yet
 HAND_WIDTH = 0.05  # half the room that the hand needs to the side where it travels
 
 
@@ -44,6 +45,7 @@ class Scene:
         self.solid &= model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE
         self.parts = cache(self._parts)
         self.robot = np.isin(model.geom_bodyid, self._robot_bodies())
+        self.base: Point = np.array(self.data.body("robot0_base").xpos)
 
     def goals(self) -> list[Goal]:
         """What the task asks for, in the order of its file."""
@@ -109,6 +111,15 @@ class Scene:
         gripper = self.simulator.robots[0].gripper
         return bool(self.simulator._check_grasp(gripper=gripper, object_geoms=self.simulator.get_object(name)))
 
+    def closing(self) -> bool:
+        """Whether the fingers are on their way together."""
+        index = self.simulator.robots[0]._ref_gripper_joint_vel_indexes
+        return bool(self.data.qvel[index[0]] - self.data.qvel[index[1]] < -CLOSING)
+
+    def squeezing(self) -> bool:
+        """Whether the fingers press together with all their force; it takes them some steps to."""
+        return bool(self.simulator.robots[0].gripper.current_action[0] < -0.9)
+
     def airborne(self, name: str) -> bool:
         """Whether an object touches nothing but the robot."""
         own = self.parts(name)
@@ -131,6 +142,24 @@ class Scene:
         way = start[:2] + np.linspace(0, 1, 12)[:, None, None] * (end - start)[:2]  # [12, 1, 2]
         beneath = ((way > low[:, :2] - width) & (way < high[:, :2] + width)).all(-1).any(0)
         return float(high[beneath, 2].max(initial=-np.inf))
+
+    def overhang(self, name: str, room: float = 0.04) -> Point | None:
+        """The horizontal direction out from under what hangs over an object, less than `room` above it, if anything."""
+        own, points = self.parts(name), self.points(self.parts(name))
+        geoms = self.solid & ~self.robot & ~own
+        turn = self.data.geom_xmat[geoms].reshape(-1, 3, 3)
+        half = self.model.geom_aabb[geoms, 3:]
+        middle = self.data.geom_xpos[geoms] + np.einsum("gij,gj->gi", turn, self.model.geom_aabb[geoms, :3])
+        start = np.einsum("gij,gni->gnj", turn, points - middle[:, None])  # in the frame of each geom's box
+        up = turn[:, None, 2]
+        steady = np.where(np.abs(up) < 1e-9, 1e-9, up)
+        ends = np.stack([(-half[:, None] - start) / steady, (half[:, None] - start) / steady])
+        enter, leave = ends.min(0).max(-1), ends.max(0).min(-1)  # of a ray upwards from each point
+        under = ((enter > 0) & (enter < leave) & (enter < room)).any(0)
+        if not under.any():
+            return None
+        way = ((points.min(0) + points.max(0)) / 2 - points[under].mean(0)) * [1, 1, 0]
+        return np.asarray(way / max(float(np.linalg.norm(way)), 1e-9))
 
     def _robot_bodies(self) -> list[int]:
         names = [self.model.body(body).name for body in range(self.model.nbody)]
