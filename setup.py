@@ -97,7 +97,10 @@ kernels = ["rsd_fast.kernels"] + [
 setup(
     packages=packages + kernels,
     package_dir={"rsd_fast": "rsd_fast", "rsd_fast.kernels": "kernels"},
-    package_data={"rsd_fast": ["checkpoints/**"], "rsd_fast.kernels": ["**/*.cpp", "**/*.cu", "**/*.h", "**/*.json"]},
+    package_data={
+        "rsd_fast": ["checkpoints/**", "train/configs/*.toml"],
+        "rsd_fast.kernels": ["**/*.cpp", "**/*.cu", "**/*.h", "**/*.json"],
+    },
     ext_modules=[Extension("rsd_fast.kernels.compiled", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

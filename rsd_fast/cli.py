@@ -17,6 +17,7 @@ from tyro.conf import subcommand
 from rsd_fast.evaluate.config import EvalConfig, InfoConfig, ProfileConfig, ReportConfig
 from rsd_fast.models.convert_config import ConvertConfig
 from rsd_fast.train.config import AllTraining, CodecTraining, DemosConfig, DraftTraining, MainTraining, RenderConfig
+from rsd_fast.train.named import named_in, named_training
 
 DESCRIPTION = """Residual speculative decoding for robot policies.
 
@@ -70,7 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         130, stopped by Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    config = parse(words)
+    try:
+        config = parse(words)
+    except ValueError as error:  # of a file of settings
+        print(f"rsd-fast: {error}", file=sys.stderr)
+        return 2
     command = next(command for command in COMMANDS.values() if type(config) is command.config)
     module, _, name = command.run.partition(":")
     return guarded(lambda: getattr(import_module(module), name)(config), ["rsd-fast", *words], command.resumes)
@@ -93,16 +98,21 @@ def guarded(run: Callable[[], Any], command_line: Sequence[str], resumes: bool) 
 
 
 def parse(words: Sequence[str]) -> Any:
-    """The settings that `words` ask for; tyro prints help and mistakes, and exits."""
+    """The settings that `words` ask for; tyro prints help and mistakes, and exits.
+
+    Raises:
+        ValueError: a file of settings is wrong.
+    """
     overview = not any(word in names.split() for word in words for names in COMMANDS)
-    settings = _union(COMMANDS, overview)
+    named = named_in(words) if list(words[:2]) == ["train", "all"] else None
+    settings = _union(COMMANDS, overview, {AllTraining: named_training(named)})
     return tyro.cli(settings, args=list(words), prog="rsd-fast", description=DESCRIPTION)
 
 
-def _union(commands: Mapping[str, Command], overview: bool) -> Any:
+def _union(commands: Mapping[str, Command], overview: bool, defaults: Mapping[type, Any]) -> Any:
     """Commands as tyro takes them, a union of types; "train codec" is a member of the union "train".
 
-    With `overview`, of a command's help only the first paragraph.
+    With `overview`, of a command's help only the first paragraph. `defaults`: settings that are not their class's own.
     """
     members: dict[str, Any] = {}
     for name, command in commands.items():
@@ -110,10 +120,11 @@ def _union(commands: Mapping[str, Command], overview: bool) -> Any:
         if group in members:
             continue
         if group in GROUPS:
-            inner = {key.removeprefix(f"{group} "): own for key, own in commands.items() if key.startswith(f"{group} ")}
-            members[group] = Annotated[_union(inner, overview), subcommand(group, description=GROUPS[group])]
+            inner = {key.removeprefix(f"{group} "): it for key, it in commands.items() if key.startswith(f"{group} ")}
+            members[group] = Annotated[_union(inner, overview, defaults), subcommand(group, description=GROUPS[group])]
         else:
             text = inspect.getdoc(command.config) or ""
             description = text.partition("\n\n")[0] if overview else text
-            members[name] = Annotated[command.config, subcommand(name, description=description)]
+            own = {"default": defaults[command.config]} if command.config in defaults else {}
+            members[name] = Annotated[command.config, subcommand(name, description=description, **own)]
     return Union[tuple(members.values())]  # noqa: UP007

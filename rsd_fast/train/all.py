@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
@@ -21,6 +22,9 @@ from rsd_fast.train.dataset import DemoData, load_data, require_image_size
 from rsd_fast.train.loop import Outcome, half_precision
 from rsd_fast.train.offline import evaluate_offline, offline_table
 
+MEASURE_SHARE = 0.04  # of the minutes: the table of errors at the end
+LEAST = 0.05  # minutes of a draft, however late it is
+
 C = TypeVar("C", bound=OptimizerOptions)
 
 
@@ -37,20 +41,39 @@ def run(config: AllTraining, data: DemoData | None = None) -> dict[str, Any]:
     data = load_data(config) if data is None else data
     if config.preset in MAIN_PRESETS:  # before any training; an unknown name is main's to refuse
         require_image_size(data, MAIN_PRESETS[config.preset].vision.image_size)
+    clock = Clock(config.minutes)
     own = {"steps": CodecTraining.steps, "batch": CodecTraining.batch, "weight_decay": CodecTraining.weight_decay}
-    own["learning_rate"] = CodecTraining.learning_rate
+    own |= {"learning_rate": CodecTraining.learning_rate, "cuda_graph": False}
     reconstruction = codec_training.run(part(CodecTraining, config, preset=config.codec_preset, **own), data)
-    minutes = config.minutes
-    main_minutes = None if minutes is None else minutes * (1 - len(DRAFTS) * config.draft_share)
-    draft_minutes = None if minutes is None else minutes * config.draft_share
-    outcomes = {"main": main_training.run(part(MainTraining, config, minutes=main_minutes), data)}
-    for kind in sorted(DRAFTS):
-        settings = part(DraftTraining, config, kind=kind, steps=config.draft_steps, minutes=draft_minutes)
+    share = 1 - len(DRAFTS) * config.draft_share - MEASURE_SHARE
+    outcomes = {"main": main_training.run(part(MainTraining, config, minutes=clock.share(share)), data)}
+    for index, kind in enumerate(sorted(DRAFTS)):
+        # Of what is left, so that what came before cannot make the whole late.
+        left = (len(DRAFTS) - index) * config.draft_share
+        minutes = clock.share_of_rest(config.draft_share / (left + MEASURE_SHARE))
+        settings = part(DraftTraining, config, kind=kind, steps=config.draft_steps, minutes=minutes)
         outcomes[f"draft-{kind}"] = draft_training.run(settings, data)
     metrics = measure(config, data, reconstruction, outcomes)
     (config.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     write_card(config, metrics)
     return metrics
+
+
+class Clock:
+    """The minutes of the whole command, if they are limited; reading the demonstrations comes before."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.minutes, self.start = minutes, time.monotonic()
+
+    def share(self, part: float) -> float | None:
+        """A part of all minutes."""
+        return None if self.minutes is None else part * self.minutes
+
+    def share_of_rest(self, part: float) -> float | None:
+        """A part of those that are left, at least some seconds."""
+        if self.minutes is None:
+            return None
+        return max(part * (self.minutes - (time.monotonic() - self.start) / 60), LEAST)
 
 
 def part(settings: type[C], config: AllTraining, **changes: Any) -> C:
@@ -62,12 +85,12 @@ def part(settings: type[C], config: AllTraining, **changes: Any) -> C:
 def measure(
     config: AllTraining, data: DemoData, reconstruction: dict[str, Any], outcomes: dict[str, Outcome]
 ) -> dict[str, Any]:
-    """Everything the model card tells, measured on the exported (bfloat16) weights and all held-out frames."""
+    """Everything the model card tells, measured on the exported (bfloat16) weights and held-out frames."""
     policy = load_policy(config.out, draft=None)
     codec, main = policy.codec.to(data.device), policy.main.to(data.device)
     drafts = {kind: load_draft(str(config.out / f"draft-{kind}"), kind).to(data.device).eval() for kind in DRAFTS}
     with half_precision(data.device):
-        report = evaluate_offline(main, drafts, codec, data, data.frames(False, config.chunk))
+        report = evaluate_offline(main, drafts, codec, data, data.held_out_sample(config.final_samples, config.chunk))
     Console(stderr=True).print(offline_table(report))
     counts = {name: {"training": seen, "held_out": held} for name, (seen, held) in data.counts.items()}
     parts: dict[str, nn.Module] = {"main": main, **{f"draft-{kind}": draft for kind, draft in drafts.items()}}

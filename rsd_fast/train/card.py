@@ -12,8 +12,10 @@ from typing import Any
 import h5py
 
 from rsd_fast.train.config import AllTraining
+from rsd_fast.train.named import settings_of
 from rsd_fast.train.read import find_files
 
+UNKNOWN = "SUITE"  # public files do not name theirs
 NO_SUCCESS = (
     "Not measured yet: run the evaluation below, then `rsd-fast train all` again with `--success <its summary.json>` "
     "(complete parts are not trained again)."
@@ -72,20 +74,26 @@ def success_table(path: Path | None) -> str:
 
 
 def describe_demos(demos: Path) -> dict[str, Any]:
-    """How the demonstrations were made, as far as their files tell."""
-    with h5py.File(find_files(demos)[0]) as file:
-        attributes = file["data"].attrs
-        made_with = json.loads(attributes.get("settings", "{}"))
-        suite = json.loads(attributes.get("env_args", "{}")).get("suite")
-        return {"suite": suite, "episodes": int(attributes.get("num_demos", len(file["data"]))), "settings": made_with}
+    """How the demonstrations were made, as far as their files tell: `suites` with `episodes` a task and `settings`."""
+    suites: dict[str, Any] = {}
+    for path in find_files(demos):
+        with h5py.File(path) as file:
+            attributes = file["data"].attrs
+            suite = json.loads(attributes.get("env_args", "{}")).get("suite")
+            made_with = json.loads(attributes.get("settings", "{}"))
+            episodes = int(attributes.get("num_demos", len(file["data"])))
+            suites.setdefault(suite or UNKNOWN, {"episodes": episodes, "settings": made_with})
+    return {"suites": suites}
 
 
 def command_line(command: str, config: Any) -> str:
-    """The shell command of a configuration: only what differs from the defaults."""
+    """The shell command of a configuration: only what differs from the defaults, or from the settings it names."""
     words = ["rsd-fast", *command.split()]
+    usual = settings_of(config)
     for field in fields(config):
         value = getattr(config, field.name)
-        if value == field.default and field.name not in ("demos", "out"):
+        said = field.name in ("demos", "out") or (field.name == "config" and value is not None)
+        if value == usual[field.name] and not said:
             continue
         flag = field.name.replace("_", "-")
         if isinstance(value, bool):
@@ -96,16 +104,17 @@ def command_line(command: str, config: Any) -> str:
 
 
 def _commands(config: AllTraining, data: Mapping[str, Any]) -> list[str]:
-    lines = []
-    suite = data["suite"]
-    if data["settings"]:
-        flags = [f"--{name.replace('_', '-')} {value}" for name, value in data["settings"].items()]
-        # Files lie in a folder of the suite's name.
-        out = config.demos.parent if config.demos.name == suite else config.demos
-        lines.append(f"rsd-fast demos --suite {suite} --episodes {data['episodes']} {' '.join(flags)} --out {out}")
-    lines.append(command_line("train all", config))
-    lines.append(f"rsd-fast eval --suite {suite or 'SUITE'} --checkpoint {config.out} --modes sequential rsd")
-    return lines
+    recording, judging = [], []
+    for suite, made in data["suites"].items():
+        if made["settings"]:
+            flags = [f"--{name.replace('_', '-')} {value}" for name, value in made["settings"].items()]
+            # Files lie in a folder of the suite's name.
+            out = config.demos.parent if config.demos.name == suite else config.demos
+            recording.append(
+                f"rsd-fast demos --suite {suite} --episodes {made['episodes']} {' '.join(flags)} --out {out}"
+            )
+        judging.append(f"rsd-fast eval --suite {suite} --checkpoint {config.out} --modes sequential rsd")
+    return [*recording, command_line("train all", config), *judging]
 
 
 def _front(config: AllTraining) -> str:

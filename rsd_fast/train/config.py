@@ -199,7 +199,7 @@ class MainTraining(OptimizerOptions, AugmentOptions):
     """Trains the main model on perturbed prefixes; needs the codec."""
 
     preset: str = "nano"
-    """Size of the main model: `nano`, or `tiny` for tests."""
+    """Size of the main model: `nano`, `small`, or `tiny` for tests."""
     chunk: int = 8
     """Steps of a chunk."""
     perturb: float = 0.3
@@ -243,6 +243,9 @@ class DraftTraining(OptimizerOptions, AugmentOptions):
 class AllTraining(OptimizerOptions, AugmentOptions):
     """Codec, main model, both drafts and the model card, from one folder of demonstrations."""
 
+    config: str | None = None
+    """Settings of a shipped model (libero-nano, libero-small, robosuite-nano) or of a TOML file; other flags come on
+    top."""
     draft_steps: int = 8000
     """Optimiser steps of each draft at most (`steps` are main's)."""
     draft_share: float = 0.15
@@ -250,7 +253,7 @@ class AllTraining(OptimizerOptions, AugmentOptions):
     codec_preset: Literal["redundant", "original"] = "redundant"
     """See `train codec --help`."""
     preset: str = "nano"
-    """Size of the main model."""
+    """Size of the main model: `nano`, `small`, or `tiny` for tests."""
     chunk: int = 8
     """Steps of a chunk."""
     perturb: float = 0.3

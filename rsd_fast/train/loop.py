@@ -167,7 +167,7 @@ class Run(Generic[M, B]):
                 self.reserve = before + time.monotonic() - start - began
 
     def step(self, step: int, done: float, taken: int) -> Float[Tensor, " losses"]:
-        """One optimiser step; its losses (see `names`), still on the device. `taken`: steps since this process began."""
+        """One optimiser step; its losses (see `names`), still on the device. `taken`: steps of this process so far."""
         self.generator.manual_seed(self.options.seed * 1_000_003 + step)
         rate_now = self.options.learning_rate * rate(step, done, self.options.warmup)
         for group in self.optimizer.param_groups:
@@ -262,7 +262,7 @@ class CapturedStep:
 
 @contextmanager
 def on_side_stream(device: torch.device) -> Iterator[None]:
-    """Runs the block on a stream of its own, as steps before a capture have to, between what was before and is after."""
+    """Runs the block on a stream of its own, as steps before a capture have to; what comes after waits for it."""
     stream, outer = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     stream.wait_stream(outer)
     with torch.cuda.stream(stream):

@@ -107,7 +107,7 @@ def test_parts_must_be_trained_in_order(main_config: MainTraining, data: DemoDat
         draft.run(DraftTraining(demos=main_config.demos, out=main_config.out, device="cpu"), data)
     with pytest.raises(ValueError, match="expected the main model's 128"):
         main.run(replace(main_config, preset="nano"), data)
-    with pytest.raises(ValueError, match=r"'nano', 'tiny'"):
+    with pytest.raises(ValueError, match=r"'nano', 'small', 'tiny'"):
         main.run(replace(main_config, preset="huge"), data)
 
 
