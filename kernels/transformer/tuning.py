@@ -182,20 +182,21 @@ class ProductRun:
         self.weights = [normal(rows, work.inputs, scale=work.inputs**-0.5) for _ in range(layers)]
         self.norm = 1 + 0.1 * normal(work.outputs)
         self.stream = normal(work.rows, work.outputs)
+        self.scratch = self.stream.clone()  # what timed calls add to
 
-    def call(self, weight: Tensor, choice: Choice) -> Tensor:
+    def call(self, weight: Tensor, choice: Choice, stream: Tensor) -> Tensor:
         """One layer."""
         if self.work.op == "linear":
             return linear(self.x, weight, choice)
         if self.work.op == "swiglu":
             return swiglu_linear(self.x, weight, choice)
-        delta = linear_add_(self.stream, self.x, weight, choice)
-        return rms_norm(self.stream, self.norm, EPS, delta)[1]
+        delta = linear_add_(stream, self.x, weight, choice)
+        return rms_norm(stream, self.norm, EPS, delta)[1]
 
     def all(self, choice: Choice) -> None:
         """Every layer."""
         for weight in self.weights:
-            self.call(weight, choice)
+            self.call(weight, choice, self.scratch)
 
     def wanted(self) -> Tensor:
         """Of the first layer, float32."""
@@ -208,11 +209,8 @@ class ProductRun:
         return F.rms_norm(self.stream.float() + product, (self.work.outputs,), self.norm.float(), EPS)
 
     def got(self, choice: Choice) -> Tensor:
-        """Of the first layer; the residual stream stays as it was."""
-        stream = self.stream.clone()
-        result = self.call(self.weights[0], choice)
-        self.stream.copy_(stream)
-        return result
+        """Of the first layer."""
+        return self.call(self.weights[0], choice, self.stream.clone())
 
 
 class AttentionRun:
