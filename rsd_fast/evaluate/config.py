@@ -18,7 +18,7 @@ EXPERT = "expert"  # no mode of the engine: the suite's scripted expert acts, in
 class DecodeSettings:
     """How the modes decode. A mode string can set any of these for itself: "rsd:theta=1,rule=exact"."""
 
-    draft: Literal["regression", "coarse"] = "coarse"
+    draft: Literal["regression", "coarse", "original"] = "coarse"
     """Which draft model of the checkpoint proposes (mode rsd)."""
     rule: str = "typical(0.1)"
     """When a drafted code may stand: exact, distance(LEVELS) or typical(TAU)."""

@@ -61,7 +61,7 @@ class FakeEnv(TaskEnv):
     def __init__(self, suite: FakeSuite, task: Task, image_size: int) -> None:
         self.suite, self.task, self.image_size = suite, task, image_size
         self.observation_space, self.action_space = observation_space(image_size), action_space()
-        self.steps, self.init_state, self.moved = 0, 0, 0.0
+        self.steps, self.init_state, self.moved, self.gripper = 0, 0, 0.0, 0.0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
@@ -85,6 +85,7 @@ class FakeEnv(TaskEnv):
         time.sleep(self.suite.pause)
         self.steps += 1
         self.moved += float(action[0])
+        self.gripper = float(action[6])
         success = self.moved >= 8 + self.init_state - 1e-6
         return float(success), success, not success and self.steps == self.task.max_steps, self.info(success)
 
@@ -92,7 +93,7 @@ class FakeEnv(TaskEnv):
         return {
             "full_image": self.frame(),
             "wrist_image": self.frame(),
-            "state": np.array([self.init_state, self.steps, self.moved, *[0] * 5], np.float32),
+            "state": np.array([self.init_state, self.steps, self.moved, 0, 0, 0, self.gripper, 0], np.float32),
         }
 
     def frame(self) -> np.ndarray:

@@ -99,3 +99,59 @@ def test_physics_alone_needs_neither_egl_nor_osmesa(tmp_path: Path):
     )
     assert result.returncode == 0, result.stderr
     assert "apt-get install libegl1" in result.stdout
+
+
+# ---- which GPU draws
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpu", "devices", "chosen"),
+    [
+        (None, 1, [0, 1, None], "1"),
+        (None, 1, [1, 0], "0"),  # EGL counts as it likes
+        ("2,0", 0, [0, 1, 2, None], "2"),
+        ("2, 0", 1, [None, 2, 0], "2"),
+        ("GPU-8932f937,GPU-1122aabb", 0, [0, 1], None),
+        ("2", 0, [None], None),  # Mesa alone
+        ("0", 1, [0, 1], None),
+    ],
+)
+def test_simulators_draw_on_the_policy_s_gpu(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, gpu: int, devices: list[int | None], chosen: str | None
+):
+    for name in (gl.DEVICE_VARIABLE, "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")  # so that what the choice writes is undone
+        monkeypatch.delenv(name)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(gl, "cuda_devices", lambda: devices if "CUDA_VISIBLE_DEVICES" not in os.environ else [])
+    gl.draw_on(gpu)
+    assert os.environ.get(gl.DEVICE_VARIABLE) == chosen
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == (None if chosen else visible)
+
+
+def test_the_user_s_choice_of_a_device_stands(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(gl.DEVICE_VARIABLE, "3")
+    monkeypatch.setattr(gl, "cuda_devices", lambda: [0])
+    gl.draw_on(0)
+    assert os.environ[gl.DEVICE_VARIABLE] == "3"
+
+
+def test_every_device_of_egl_is_asked_which_gpu_it_is():
+    assert len(gl.cuda_devices()) == gl.egl_devices()
+
+
+def test_a_simulator_s_process_draws_after_it_was_bound(tmp_path: Path):
+    code = (
+        "from rsd_fast.sim.vector import prepare_process\n"
+        "prepare_process(0)\n"
+        "from rsd_fast.sim.suites import get_suite\n"
+        "suite = get_suite('robosuite')\n"
+        "env = suite.make_env(suite.tasks[0], image_size=64)\n"
+        "env.reset(seed=0)\n"
+        "print(env.frame().std() > 5)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "CUDA_VISIBLE_DEVICES": "0"}, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout.strip()) == (0, "True"), ended.stderr
