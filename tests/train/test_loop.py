@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from rsd_fast.train.config import OptimizerOptions
-from rsd_fast.train.loop import Objective, fit, make_optimizer, rate, share_done
+from rsd_fast.train.loop import Objective, Run, fit, make_optimizer, rate, share_done
 from rsd_fast.train.metrics import MetricsLog
 from tests.train.demo_files import QUICK
 
@@ -142,3 +143,35 @@ def test_metrics_survive_a_line_cut_short(tmp_path: Path):
 def test_settings_are_checked(name: str, value: float):
     with pytest.raises(ValueError, match=f"got {name}"):
         replace(options(), **{name: value})
+
+
+def test_a_graph_without_a_gpu_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="--no-cuda-graph"):
+        fit(line(), options(cuda_graph=True), tmp_path, {})
+
+
+def test_the_last_evaluation_is_part_of_the_minutes(tmp_path: Path):
+    def slow(model: nn.Linear) -> dict[str, float]:
+        time.sleep(0.3)
+        return {"error": 1.0}
+
+    objective = line()
+    objective.evaluate = slow
+    outcome = fit(objective, options(steps=10**9, minutes=2 / 60, eval_every=100, patience=10**6), tmp_path, {})
+    rows = [row for row in MetricsLog(tmp_path).rows() if row["split"] == "held_out"]
+    assert len(rows) >= 2  # the first one tells what the last will take
+    assert 1.5 < 60 * outcome.minutes < 2.2
+
+
+def test_a_step_does_not_read_the_learning_rate_s_past(tmp_path: Path):
+    """As a tensor, which a graph reads, or as a number: the same steps."""
+    ends = []
+    for tensor in (False, True):
+        objective = line()
+        run = Run(objective, options(), tmp_path, {})
+        for group in run.optimizer.param_groups:
+            group["lr"] = torch.tensor(1.0) if tensor else 1.0
+        for step in range(5):
+            run.step(step, step / 5, step)
+        ends.append(objective.model.weight.item())
+    assert ends[0] == ends[1]
