@@ -1,19 +1,26 @@
-"""The report's figure: success, passes, latency and what the draft got right, as PNG and SVG."""
+"""The report's figures, as PNG and SVG: an overview, and each panel alone for a paper."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from .statistics import Group, Summary
+from .tables import plural
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")  # Okabe and Ito
-STAGE_COLOURS = ("#999999", "#56B4E9", "#0072B2", "#E69F00", "#009E73", "#CC79A7")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito
+STAGE_COLOURS = ("#BBBBBB", "#88CCEE", "#332288", "#DDCC77", "#117733", "#CC6677", "#AA4499")  # Tol, muted
+FEW = len(COLOURS)  # modes that colours can tell apart; more of them become a table of shades
+LONG_NAME = 16  # characters of a task's name on an axis
+SHORT_TITLES = {"success": "Success", "phases": "Passes by phase", "layers": "Draft kept", "latency": "Latency"}
 STYLE: Any = {  # matplotlib types the names one by one
     "font.size": 9,
     "axes.titlesize": 10,
@@ -22,63 +29,100 @@ STYLE: Any = {  # matplotlib types the names one by one
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
+    "legend.fontsize": 8,
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "rsd_fast",  # equal data, equal file
 }
 
 
 def save_plots(summary: Summary, folder: Path) -> list[Path]:
-    """Writes report.png and report.svg; returns their paths."""
+    """Writes report.png and report.svg, and every panel alone to plots/NAME.png and .svg; returns the paths."""
+    from .pareto import draw_pareto  # a figure of its own, in the same style
+
     with matplotlib.rc_context(STYLE):
-        figure = draw(summary)
-        paths = [folder / "report.png", folder / "report.svg"]
-        figure.savefig(paths[0], dpi=160)
-        figure.savefig(paths[1], metadata={"Date": None})
+        paths = save(draw(summary), folder / "report")
+        for name, panel in PANELS.items():
+            figure = Figure(figsize=(5.2, _height(summary, name)), layout="constrained")
+            panel(figure.subplots(), summary)
+            _mode_legend(figure, summary, name)
+            paths += save(figure, folder / "plots" / name)
+        for name, pareto in (("latency", draw_pareto(summary, "ms_p50")), ("passes", draw_pareto(summary, "passes"))):
+            if pareto is not None:
+                paths += save(pareto, folder / "plots" / f"pareto_{name}")
     return paths
 
 
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Writes a figure as PATH.png and PATH.svg; the caller has set the style."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path.with_name(path.name + ".png"), dpi=200)
+    figure.savefig(path.with_name(path.name + ".svg"), metadata={"Date": None})
+    return [path.with_name(path.name + ending) for ending in (".png", ".svg")]
+
+
 def draw(summary: Summary) -> Figure:
-    """Four panels; a mode has one colour in all of them."""
-    lines = sum(1 + _wrapped(mode).count("\n") for mode in summary.modes)
-    height = 6.4 + 0.45 * max(0, lines - 2)
-    figure = Figure(figsize=(9.5, height), layout="constrained")
-    axes = figure.subplots(2, 2)
-    colours = {mode: COLOURS[place % len(COLOURS)] for place, mode in enumerate(summary.modes)}
-    success(axes[0, 0], summary, colours)
-    passes(axes[0, 1], summary)
-    latency(axes[1, 0], summary)
-    layers(axes[1, 1], summary, colours)
+    """All panels but the Pareto front; a mode has one colour in all of them, or one line, where there are many."""
+    if len(summary.modes) > FEW:
+        return _draw_lines(summary)
+    rows = [_height(summary, name) - 0.2 for name in ("success", "latency", "phases")]
+    figure = Figure(figsize=(10, sum(rows) + 0.4), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.1)  # type: ignore[union-attr]  # it has one
+    grid = figure.add_gridspec(3, 2, height_ratios=rows)
+    success(figure.add_subplot(grid[0, :]), summary)
+    passes(figure.add_subplot(grid[1, 0]), summary)
+    latency(figure.add_subplot(grid[1, 1]), summary)
+    phases(figure.add_subplot(grid[2, 0]), summary)
+    layers(figure.add_subplot(grid[2, 1]), summary)
+    _mode_legend(figure, summary, "success")
     return figure
 
 
-def success(axis: Any, summary: Summary, colours: dict[str, str]) -> None:
-    """Success rates with Wilson intervals, modes side by side in each task."""
-    tasks: list[str | None] = [*summary.tasks, None] if len(summary.tasks) > 1 else [*summary.tasks]
+def _draw_lines(summary: Summary) -> Figure:
+    """A line a mode, panels side by side."""
+    columns = {
+        success: len(_places(summary)[1]),
+        phases: max(len(group.phases) for group in summary.over_all),
+        layers: max(2, *(len(group.kept_rates) for group in summary.over_all)),
+        latency: 5,
+    }
+    widths = [0.55 * count + 0.2 for count in columns.values()]
+    figure = Figure(figsize=(3.6 + sum(widths), _height(summary, "latency")), layout="constrained")
+    axes = figure.subplots(1, len(columns), width_ratios=widths)
+    for panel, axis in zip(columns, axes, strict=True):
+        panel(axis, summary)
+        axis.set_title(SHORT_TITLES[panel.__name__])
+        if axis is not axes[0]:
+            axis.set_yticks([])
+    return figure
+
+
+# ---- panels
+
+
+def success(axis: Any, summary: Summary) -> None:
+    """Success rates by task, or by suite where there are several; with Wilson intervals where modes are few."""
+    places, names = _places(summary)
+    axis.set_title("Success" if len(summary.modes) > FEW else "Success (Wilson interval, 95 %)")
+    groups = {mode: [summary.group(mode, task, suite) for suite, task in places] for mode in summary.modes}
+    if len(summary.modes) > FEW:
+        rates = [[group.success.rate if group else None for group in groups[mode]] for mode in summary.modes]
+        _shades(axis, summary.modes, names, rates, _as_percent)
+        return
     for place, mode in enumerate(summary.modes):
-        points = [(x, summary.group(mode, task)) for x, task in enumerate(tasks)]
-        shown = [(x, group.success) for x, group in points if group and group.success.rate is not None]
-        if not shown:
-            continue
+        shown = [(x, g.success) for x, g in enumerate(groups[mode]) if g and g.success.rate is not None]
         rates = [share.rate or 0.0 for _, share in shown]
-        below = [rate - (share.low or 0.0) for rate, (_, share) in zip(rates, shown, strict=True)]
-        above = [(share.high or 0.0) - rate for rate, (_, share) in zip(rates, shown, strict=True)]
-        axis.errorbar(
-            [x + _offset(place, len(summary.modes), 0.5) for x, _ in shown],
-            rates,
-            yerr=[[max(0.0, value) for value in below], [max(0.0, value) for value in above]],
-            fmt="o",
-            markersize=5,
-            capsize=3,
-            color=colours[mode],
-            label=mode,
-        )
-    axis.set_xticks(range(len(tasks)), [task or "all" for task in tasks])
-    axis.set_xlim(-0.6, len(tasks) - 0.4)
-    axis.set_ylim(0, 1.03)
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+        below = [max(0.0, rate - (share.low or 0.0)) for rate, (_, share) in zip(rates, shown, strict=True)]
+        above = [max(0.0, (share.high or 0.0) - rate) for rate, (_, share) in zip(rates, shown, strict=True)]
+        xs = [x + offset(place, len(summary.modes), 0.6) for x, _ in shown]
+        axis.errorbar(xs, rates, yerr=[below, above], fmt="o", markersize=4.5, capsize=2.5, color=COLOURS[place])
+    axis.set_xticks(range(len(names)), names)
+    axis.set_xlim(-0.6, len(names) - 0.4)
+    low = min((group.success.low or 0.0 for own in groups.values() for group in own if group), default=0.0)
+    axis.set_ylim(max(0.0, np.floor(10 * low) / 10), 1.02)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.grid(axis="y", alpha=0.3)
-    axis.set_title("Success (Wilson interval, 95 %)")
-    _legend(axis)
+    if max(map(len, (task or "" for _, task in places))) > LONG_NAME and len(summary.suites) == 1:
+        axis.set_xlabel("task, numbered as in the table")
 
 
 def passes(axis: Any, summary: Summary) -> None:
@@ -90,13 +134,12 @@ def passes(axis: Any, summary: Summary) -> None:
         for count in counts:
             share = group.passes_share.get(count, 0.0)
             shade = shades(0.25 + 0.6 * (count - counts[0]) / max(1, counts[-1] - counts[0]))
-            label = f"{count} passes".replace("1 passes", "1 pass") if y == 0 else None
-            axis.barh(y, share, left=left, color=shade, height=0.55, label=label)
+            axis.barh(y, share, left=left, color=shade, height=0.6, label=plural(count, "pass") if y == 0 else None)
             left += share
         axis.text(1.02, y, f"{group.passes:.2f}" if group.passes is not None else "", va="center")
     axis.set_xlim(0, 1.0)
     axis.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axis.set_xlabel("chunks, by passes of the main model")
+    axis.set_xlabel("share of chunks")
     axis.set_title("Passes a chunk (mean at the right)")
     _mode_axis(axis, summary.over_all)
     _legend(axis)
@@ -109,12 +152,12 @@ def latency(axis: Any, summary: Summary) -> None:
         left = 0.0
         for name, colour in zip(names, STAGE_COLOURS, strict=False):
             ms = group.ms_stages.get(name, 0.0)
-            axis.barh(y, ms, left=left, color=colour, height=0.55, label=name if y == 0 else None)
+            axis.barh(y, ms, left=left, color=colour, height=0.6, label=name if y == 0 else None)
             left += ms
         for value, marker, name in ((group.ms_p50, "o", "p50"), (group.ms_p99, "D", "p99")):
             if value is not None:
                 label = name if y == 0 else None
-                axis.plot(value, y, marker, markersize=5, markerfacecolor="white", color="black", label=label)
+                axis.plot(value, y, marker, markersize=4.5, markerfacecolor="white", color="black", label=label)
     axis.set_xlim(left=0)
     axis.set_xlabel("ms a chunk (bars: means)")
     axis.set_title("Latency by stage")
@@ -122,30 +165,124 @@ def latency(axis: Any, summary: Summary) -> None:
     _legend(axis)
 
 
-def layers(axis: Any, summary: Summary, colours: dict[str, str]) -> None:
-    """By drafted layer, the share of elements whose draft was kept in the first pass; outlined, where it agreed."""
+def phases(axis: Any, summary: Summary) -> None:
+    """Mean passes by phase of the episode."""
+    axis.set_title("Passes by phase of the episode")
+    names = list(dict.fromkeys(name for group in summary.over_all for name in group.phases))
+    values = [
+        [group.phases[name].passes if name in group.phases else None for name in names] for group in summary.over_all
+    ]
+    _bars_or_shades(axis, summary.over_all, summary, names, values, "{:.2f}".format)
+    if len(summary.modes) <= FEW:
+        axis.set_ylabel("passes a chunk")
+
+
+def layers(axis: Any, summary: Summary) -> None:
+    """By drafted layer, the share of elements whose drafted code was kept in the first pass."""
     axis.set_title("Draft kept in the first pass")
     groups = [group for group in summary.over_all if group.kept_rates]
     if not groups:
         axis.text(0.5, 0.5, "no mode here drafts", ha="center", va="center", transform=axis.transAxes, color="grey")
         axis.set_axis_off()
         return
-    width = 0.9 * 0.6 / len(groups)
-    for place, group in enumerate(groups):
-        xs = [layer + _offset(place, len(groups), 0.6) for layer in range(len(group.kept_rates))]
-        label = f"{group.mode}: {group.accepted_layers:.2f} layers"
-        axis.bar(xs, group.kept_rates, width=width, color=colours[group.mode], label=label)
-        agreed = "agreed with main" if place == len(groups) - 1 else None
-        axis.bar(xs, group.match_rates, width=width, fill=False, edgecolor="black", linestyle=":", label=agreed)
     depth = max(len(group.kept_rates) for group in groups)
-    axis.set_xticks(range(depth), [f"layer {layer}" for layer in range(depth)])
-    axis.set_xlim(-0.6, depth - 0.4)
-    axis.set_ylim(0, 1.03)
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axis.set_ylabel("elements of a chunk")
+    if len(summary.modes) > FEW:
+        groups = summary.over_all  # a line each, as in the other panels
+    values = [[*group.kept_rates, *[None] * (depth - len(group.kept_rates))] for group in groups]
+    _bars_or_shades(axis, groups, summary, [f"layer {layer}" for layer in range(depth)], values, _as_percent)
+    if len(summary.modes) <= FEW:
+        axis.set_ylim(0, 1.08)  # room for the numbers
+        axis.set_yticks(np.linspace(0, 1, 6))
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.set_ylabel("elements of a chunk")
+
+
+PANELS: dict[str, Callable[[Any, Summary], None]] = {
+    "success": success,
+    "passes": passes,
+    "latency": latency,
+    "phases": phases,
+    "acceptance": layers,
+}
+
+
+# ---- pieces
+
+
+def pretty(mode: str) -> str:
+    """A mode's label for people: `rsd:draft=coarse,theta=0.5` -> `rsd coarse, \u03b8 0.5`."""
+    name, _, settings = mode.partition(":")
+    bare, words = ("draft", "rule", "granularity"), {"theta": "\u03b8"}
+    parts = [item.partition("=") for item in filter(None, settings.split(","))]
+    told = [value if key in bare else f"{words.get(key, key)} {value}" for key, _, value in parts]
+    return f"{name} {', '.join(told)}".rstrip()
+
+
+def offset(place: int, count: int, width: float) -> float:
+    """Where the `place`-th of `count` marks side by side stands, from the middle."""
+    return (place - (count - 1) / 2) * width / count
+
+
+def _bars_or_shades(
+    axis: Any,
+    groups: list[Group],
+    summary: Summary,
+    names: list[str],
+    values: list[list[float | None]],
+    tell: Callable[[float], str],
+) -> None:
+    """Bars with their values where modes are few."""
+    if len(summary.modes) > FEW:
+        _shades(axis, [group.mode for group in groups], names, values, tell)
+        return
+    width = 0.8 / max(1, len(groups))
+    for place, (group, own) in enumerate(zip(groups, values, strict=True)):
+        known = [(x, value) for x, value in enumerate(own) if value is not None]
+        xs = [x + offset(place, len(groups), 0.8) for x, _ in known]
+        colour = COLOURS[summary.modes.index(group.mode)]
+        bars = axis.bar(xs, [value for _, value in known], width=0.92 * width, color=colour)
+        if len(groups) * len(names) <= 12:
+            axis.bar_label(bars, [tell(value) for _, value in known], padding=1, fontsize=7)
+    axis.set_xticks(range(len(names)), names)
+    axis.set_xlim(-0.5, len(names) - 0.5)
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
-    _legend(axis)
+
+
+def _shades(
+    axis: Any, modes: list[str], names: list[str], values: list[list[float | None]], tell: Callable[[float], str]
+) -> None:
+    """A row a mode, a column a name; shade and number say the value."""
+    table = np.array([[np.nan if value is None else value for value in row] for row in values], float)
+    known = table[np.isfinite(table)]
+    low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
+    axis.imshow(table, cmap="cividis", aspect="auto", vmin=low, vmax=max(high, low + 1e-9))
+    for y, x in np.argwhere(np.isfinite(table)):
+        dark = (table[y, x] - low) / max(high - low, 1e-9) < 0.55
+        axis.text(x, y, tell(table[y, x]), ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    axis.set_xticks(range(len(names)), names)
+    axis.set_yticks(range(len(modes)), [_wrapped(mode) for mode in modes])
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+
+
+def _places(summary: Summary) -> tuple[list[tuple[str | None, str | None]], list[str]]:
+    """What success is shown for (suite, task), and its names on the axis."""
+    if len(summary.suites) > 1:
+        return [*((suite, None) for suite in summary.suites), (None, None)], [*summary.suites, "all"]
+    places: list[tuple[str | None, str | None]] = [*summary.tasks]
+    names = [task for _, task in summary.tasks]
+    if max(map(len, names)) > LONG_NAME:
+        names = [str(number) for number in range(1, len(names) + 1)]
+    return ([*places, (None, None)], [*names, "all"]) if len(places) > 1 else (places, names)
+
+
+def _height(summary: Summary, panel: str) -> float:
+    """Inches that a panel needs."""
+    lines = sum(1 + _wrapped(mode).count("\n") for mode in summary.modes)
+    if len(summary.modes) > FEW:
+        return 1.5 + 0.2 * lines
+    return 1.5 + 0.2 * lines + 0.08 * len(summary.modes) if panel in ("passes", "latency") else 3.0
 
 
 def _mode_axis(axis: Any, groups: list[Group]) -> None:
@@ -154,18 +291,27 @@ def _mode_axis(axis: Any, groups: list[Group]) -> None:
     axis.set_ylim(len(groups) - 1 + spare, -spare)
 
 
-def _wrapped(mode: str) -> str:
-    return textwrap.fill(mode.replace(":", ": ").replace(",", ", "), 20)
+def _mode_legend(figure: Figure, summary: Summary, panel: str) -> None:
+    """Over the figure, where colours stand for modes."""
+    if panel in ("passes", "latency") or len(summary.modes) > FEW:
+        return
+    patches = [matplotlib.patches.Patch(color=COLOURS[n], label=pretty(m)) for n, m in enumerate(summary.modes)]
+    width = figure.get_figwidth() * 12  # characters, about
+    columns = max(1, min(len(patches), int(width // (max(len(pretty(mode)) for mode in summary.modes) + 8))))
+    figure.legend(handles=patches, loc="outside upper center", ncols=columns)
 
 
 def _legend(axis: Any) -> None:
     """Below the axis, out of the way of what fills it."""
     entries = len(axis.get_legend_handles_labels()[1])
-    columns = entries if entries <= 3 else (entries + 1) // 2
-    if max(map(len, axis.get_legend_handles_labels()[1]), default=0) > 20:  # long names of modes
-        columns = 1
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=columns, fontsize=8)
+    columns = entries if entries <= 5 else (entries + 1) // 2
+    below = axis.transAxes + ScaledTranslation(0, -0.45, axis.get_figure().dpi_scale_trans)  # inches
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below, ncols=columns, columnspacing=1.2)
 
 
-def _offset(place: int, count: int, width: float) -> float:
-    return (place - (count - 1) / 2) * width / count
+def _wrapped(mode: str) -> str:
+    return textwrap.fill(pretty(mode), 40)
+
+
+def _as_percent(value: float) -> str:
+    return f"{100 * value:.0f} %"

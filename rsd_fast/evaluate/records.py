@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -105,21 +105,29 @@ class Records:
 
     @classmethod
     def merge(cls, folders: Sequence[Path]) -> Records:
-        """The rows of several folders, as those of the first: shards of one evaluation.
+        """The rows of several folders, as those of the first: shards of one evaluation, suites, replan intervals.
+
+        Where folders differ in the replan interval, every mode says its own: `rsd:theta=1,replan=4`.
 
         Raises:
             FileNotFoundError: a folder without rows.
-            ValueError: a line that is no row, or rows of a mode with different settings.
+            ValueError: a line that is no row, or rows of a mode and suite with different settings.
         """
-        merged = cls(folders[0])
-        for folder in folders:
-            shard = cls.open(folder)
+        shards = [cls.open(folder) for folder in folders]
+        for shard in shards:
             if not shard.file.exists():
                 raise FileNotFoundError(f"no {shard.file}: expected a folder that `rsd-fast eval --out` wrote")
-            for row in shard.rows.values():
-                merged.check_settings(row.mode, row.settings)
-                if not (row.outcome == "error" and merged.is_done(row.key)):
-                    merged._keep(row)
+        rows = [row for shard in shards for row in shard.rows.values()]
+        several_replans = len({row.settings["replan"] for row in rows if "replan" in row.settings}) > 1
+        merged = cls(folders[0])
+        settings: dict[tuple[str, str], dict[str, Any]] = {}
+        for row in rows:
+            if several_replans:
+                row = replace(row, mode=with_replan(row.mode, row.settings["replan"]))
+            if settings.setdefault((row.suite, row.mode), row.settings) != row.settings:
+                merged.check_settings(row.mode, row.settings, row.suite)
+            if not (row.outcome == "error" and merged.is_done(row.key)):
+                merged._keep(row)
         return merged
 
     @property
@@ -141,10 +149,10 @@ class Records:
         """Whether the episode has ended in success or failure."""
         return key in self.rows and self.rows[key].outcome != "error"
 
-    def check_settings(self, mode: str, settings: dict[str, Any]) -> None:
-        """Raises ValueError if rows of `mode` were made with other settings than these."""
+    def check_settings(self, mode: str, settings: dict[str, Any], suite: str | None = None) -> None:
+        """Raises ValueError if rows of `mode` (and of `suite`, if given) were made with other settings than these."""
         for row in self.rows.values():
-            if row.mode != mode or row.settings == settings:
+            if row.mode != mode or row.settings == settings or suite not in (None, row.suite):
                 continue
             names = sorted(name for name in {*row.settings, *settings} if row.settings.get(name) != settings.get(name))
             was = ", ".join(f"{name} {row.settings.get(name)!r}" for name in names)
@@ -178,6 +186,14 @@ def _parse(line: bytes, where: str) -> EpisodeRow:
     return row
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
 def write_header(folder: Path, header: dict[str, Any]) -> None:
     """Keeps what defines the run; `modes` among it, in the user's order (the first is the baseline)."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -191,8 +207,36 @@ def read_header(folder: Path) -> dict[str, Any]:
     return header
 
 
-def mode_order(records: Records) -> list[str]:
-    """Modes of the rows: as the last run listed them, then any others."""
-    listed = read_header(records.folder).get("modes", [])
-    found = list(dict.fromkeys(row.mode for row in records.rows.values()))
-    return [mode for mode in listed if mode in found] + [mode for mode in found if mode not in listed]
+def mode_order(records: Records, folders: Sequence[Path] = ()) -> list[str]:
+    """Modes of the rows: as the last runs listed them, then any others.
+
+    `folders` are those that the rows were merged from; default that of the records.
+    """
+    listed = [mode for folder in folders or [records.folder] for mode in read_header(folder).get("modes", [])]
+    replans = sorted({row.settings.get("replan", 0) for row in records.rows.values()}, reverse=True)
+    names = [name for mode in listed for name in (mode, *(with_replan(mode, replan) for replan in replans))]
+    found = dict.fromkeys(row.mode for row in records.rows.values())
+    return list(dict.fromkeys([*(name for name in names if name in found), *found]))
+
+
+def with_replan(mode: str, replan: int) -> str:
+    """A mode's label that says the replan interval: `rsd` -> `rsd:replan=4`."""
+    return f"{mode}{',' if ':' in mode else ':'}replan={replan}"
+
+
+def passes_trace(folder: Path, mode: str) -> list[int]:
+    """The acceptance trace of a mode: passes of every chunk, episode after episode, to be replayed elsewhere.
+
+    Args:
+        folder: what was given to `rsd-fast eval` as --out.
+        mode: its label there; its episodes that ended in an error are left out.
+
+    Raises:
+        FileNotFoundError: a folder without rows.
+        ValueError: no such mode.
+    """
+    records = Records.merge([folder])
+    if mode not in (modes := mode_order(records)):
+        raise ValueError(f"got mode {mode!r}, expected one of {modes} of {folder}")
+    rows = sorted((row for row in records.rows.values() if row.mode == mode), key=lambda row: row.pair)
+    return [passes for row in rows if row.outcome != "error" for passes in row.passes]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,15 @@ from rich.table import Table
 
 from . import tables
 from .config import ReportConfig
-from .plots import save_plots
-from .records import EpisodeRow, Records, mode_order, read_header
+from .exports import write_tables
+from .plots import FEW, save_plots
+from .records import EpisodeRow, Records, mode_order, read_header, write_text
 from .statistics import Summary, summarise
 from .videos import write_videos
 
 SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.md"
+IN_REPORT = ("report", "pareto_latency", "pareto_passes")  # the other plots are panels of the first
 FILE_WIDTH = 120  # columns where stdout is no terminal
 
 
@@ -40,32 +42,40 @@ def write_report(config: ReportConfig) -> Summary:
         raise ValueError("got no folder, expected at least one that `rsd-fast eval --out` wrote")
     records = Records.merge(config.folders)
     out = config.out or config.folders[0]
-    out.mkdir(parents=True, exist_ok=True)
-    rows = in_order(records)
+    rows = in_order(records, config.folders)
     if not rows:
         raise ValueError(f"got no episodes in {records.file}, expected at least one")
-    summary = summarise(rows, mode_order(records), config.baseline)
+    summary = summarise(rows, mode_order(records, config.folders), config.baseline)
     write_text(out / SUMMARY_FILE, json.dumps({"rows": tables.results(summary), **summary.as_dict()}, indent=2) + "\n")
     plots = save_plots(summary, out)
+    write_tables(summary, out)
     videos = write_videos(rows, summary.modes, config.folders, out)
     write_text(out / REPORT_FILE, report_text(summary, rows, [path.relative_to(out) for path in (*plots, *videos)]))
     print_report(summary, rows, out)
     return summary
 
 
-def in_order(records: Records) -> list[EpisodeRow]:
-    """Rows by task (as the run listed them), init state and mode."""
-    listed = [task["name"] for task in read_header(records.folder).get("tasks", [])]
+def in_order(records: Records, folders: Sequence[Path] = ()) -> list[EpisodeRow]:
+    """Rows by suite and task (as the runs listed them), init state and mode.
+
+    `folders` are those that the rows were merged from; default that of the records.
+    """
+    listed = [task["name"] for folder in folders or [records.folder] for task in read_header(folder).get("tasks", [])]
     rows = records.rows.values()
+    suites = list(dict.fromkeys(row.suite for row in rows))
     places = {name: place for place, name in enumerate(dict.fromkeys([*listed, *sorted(row.task for row in rows)]))}
-    modes = mode_order(records)
-    return sorted(rows, key=lambda row: (row.suite, places[row.task], row.init_state, row.seed, modes.index(row.mode)))
+    modes = mode_order(records, folders)
+
+    def place(row: EpisodeRow) -> tuple[int, ...]:
+        return suites.index(row.suite), places[row.task], row.init_state, row.seed, modes.index(row.mode)
+
+    return sorted(rows, key=place)
 
 
 def report_text(summary: Summary, rows: list[EpisodeRow], files: list[Path]) -> str:
     """report.md."""
     sections = [
-        f"# {', '.join(dict.fromkeys(row.suite for row in rows))}: {', '.join(summary.modes)}",
+        f"# {', '.join(summary.suites)}: {title(summary)}",
         *(f"**{note}**" for note in notes(rows)),
         conditions(rows),
         explanation(summary),
@@ -74,21 +84,33 @@ def report_text(summary: Summary, rows: list[EpisodeRow], files: list[Path]) -> 
     parts = {
         "Errors": tables.errors(rows),
         "Success, paired": tables.comparisons(summary),
+        "Success against latency: what no other mode beats in both": tables.pareto(summary),
         "Passes": tables.passes(summary),
+        "By phase of the episode": tables.by_phase(summary),
         "Layers of the draft": tables.layers(summary),
-        "Latency by stage": tables.stages(summary),
+        "Latency by stage, means [ms]": tables.stages(summary),
+        "Latency, percentiles [ms]": tables.latency(summary),
     }
     sections += [f"## {title}\n\n{tables.markdown(part)}" for title, part in parts.items() if part]
-    sections += [f"![{path.stem}]({path})" for path in files if path.suffix == ".png"]
+    sections += [f"![{path.stem}]({path})" for path in files if path.suffix == ".png" and path.stem in IN_REPORT]
+    sections.append("Tables as CSV (numbers) and LaTeX: `tables/`. Each panel as PNG and SVG: `plots/`.")
     videos = [f"- [{path.stem}]({path})" for path in files if path.suffix == ".mp4"]
     if videos:
         sections.append("## Videos\n\n" + "\n".join(videos))
     return "\n\n".join(sections) + "\n"
 
 
+def title(summary: Summary) -> str:
+    """The modes, as long as they are few."""
+    return ", ".join(summary.modes) if len(summary.modes) <= FEW else f"{len(summary.modes)} modes"
+
+
 def conditions(rows: list[EpisodeRow]) -> str:
     """What the numbers were made with; several values where rows differ."""
-    caps = ", ".join(f"{task} {cap}" for task, cap in dict.fromkeys((row.task, row.cap) for row in rows))
+    of_suites = dict.fromkeys((row.suite, row.cap) for row in rows)
+    one_each = len(of_suites) == len({row.suite for row in rows})
+    of_tasks = dict.fromkeys((row.task, row.cap) for row in rows)
+    caps = ", ".join(f"{name} {cap}" for name, cap in (of_suites if one_each else of_tasks))
     facts: dict[str, Any] = {
         "policy": _distinct(row.settings["checkpoint"] for row in rows),
         "device": _distinct(f"{row.settings['device']}, {row.settings['dtype']}" for row in rows),
@@ -109,7 +131,7 @@ def conditions(rows: list[EpisodeRow]) -> str:
 
 def notes(rows: list[EpisodeRow]) -> list[str]:
     """What the suite says that every report has to say."""
-    return list(dict.fromkeys(note for row in rows for note in row.settings["notes"]))
+    return list(dict.fromkeys(note for row in rows for note in row.settings.get("notes", [])))
 
 
 def explanation(summary: Summary) -> str:
@@ -119,7 +141,7 @@ def explanation(summary: Summary) -> str:
         "of the main model a chunk; `layers kept`: layers that the draft got right in the first, a mean over elements. "
         "`ms`: latency of a chunk, from the observation to the actions, while simulators run on the same machine; "
         f"`ms/action`: its median by the executed actions. `speedup`: median latency of `{summary.baseline}`, the "
-        "baseline, in the same stack, by that of the mode."
+        "baseline, in the same stack, by that of the mode; an action's, where modes differ in the replan interval."
     )
 
 
@@ -132,7 +154,7 @@ def print_report(summary: Summary, rows: list[EpisodeRow], out: Path) -> None:
     console.print(terminal_table(tables.results(summary), caption))
     pairs = tables.comparisons(summary)
     for row in pairs:
-        if row["task"] == pairs[-1]["task"]:
+        if all(row[name] == pairs[-1][name] for name in ("suite", "task") if name in row):
             console.print(
                 f"{row['mode']} against {row['against']}, pairs: {row['pairs']}; success {row['difference']}, only "
                 f"{row['mode']} {row['only this mode succeeded']}, only {row['against']} {row['only the baseline']}; "
@@ -154,15 +176,12 @@ def terminal_table(rows: tables.Rows, caption: str | None) -> Table:
         number = not tables.is_text(name)
         table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row, after in zip(rows, [*rows[1:], None], strict=True):
-        table.add_row(*row.values(), end_section=after is not None and after["task"] != row["task"])
+        table.add_row(*row.values(), end_section=after is not None and _block(after) != _block(row))
     return table
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+def _block(row: dict[str, str]) -> tuple[str, str]:
+    return row.get("suite", ""), row["task"]
 
 
 def _mode(row: EpisodeRow) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from scipy.stats import binomtest
 
+from .phases import PHASES, THIRDS, phases
 from .records import EpisodeRow
 
-PHASES = 3  # of an episode: approach, middle, end
+Cost = Literal["ms_p50", "action_ms", "passes"]  # of a group
 
 
 @dataclass(frozen=True)
@@ -50,59 +51,105 @@ class PairedTest:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """Means over the chunks of a mode in one phase of the episodes, see `phases`.
+
+    Attributes:
+        kept_rates: by drafted layer; empty without a draft.
+    """
+
+    chunks: int
+    passes: float
+    accepted_layers: float
+    kept_rates: list[float]
+
+
+@dataclass(frozen=True)
 class Group:
-    """One mode, in one task or over all of them; means and percentiles are over chunks.
+    """One mode, in one task, in one suite, or over everything; means and percentiles are over chunks.
 
     Attributes:
         task: None for all tasks.
+        suite: None for all suites.
         passes, accepted_layers: means a chunk.
         passes_share: share of chunks by their passes.
-        passes_by_phase: mean passes in the first, second and last third of the episodes.
+        phases: by name of the phase, in the order of an episode.
         kept_rates, match_rates: means by drafted layer, see `EpisodeRow`; empty without a draft.
-        ms_p50, ms_p90, ms_p99: latency a chunk [ms].
-        ms_per_action: ms_p50 by the actions that a chunk executes [ms].
+        ms_p50, ms_p90, ms_p99, ms_mean: latency a chunk [ms].
+        replan: actions that a chunk executes; latency by it is that an action.
         ms_stages: means by stage [ms].
-        speedup: the baseline's ms_p50 by this mode's.
+        speedup: the baseline's median latency an action by this mode's; with equal replan intervals, a chunk's.
         paired: None for the baseline itself.
     """
 
     mode: str
     task: str | None
+    suite: str | None
     success: Share
     errors: int
     chunks: int
     passes: float | None
     accepted_layers: float | None
     passes_share: dict[int, float]
-    passes_by_phase: list[float | None]
+    phases: dict[str, Phase]
     kept_rates: list[float]
     match_rates: list[float]
     ms_p50: float | None
     ms_p90: float | None
     ms_p99: float | None
-    ms_per_action: float | None
+    ms_mean: float | None
+    replan: int
     ms_stages: dict[str, float]
     speedup: float | None
     paired: PairedTest | None
 
+    @property
+    def place(self) -> str:
+        """Name of its task, or of what it is over."""
+        return self.task or "all"
+
+    @property
+    def action_ms(self) -> float | None:
+        """Median latency of an action [ms]."""
+        return self.ms_per_action(self.ms_p50)
+
+    def ms_per_action(self, ms: float | None) -> float | None:
+        """A latency of a chunk as one of an action [ms]."""
+        return None if ms is None else ms / self.replan
+
 
 @dataclass(frozen=True)
 class Summary:
-    """All groups of a run: each mode of each task, then each mode over all tasks."""
+    """All groups: each mode in each task; where there are several suites, in each suite; then over everything.
+
+    Attributes:
+        tasks: suite and name.
+        settings: by mode, of its rows; equal in all of them within a suite.
+    """
 
     baseline: str
     modes: list[str]
-    tasks: list[str]
+    tasks: list[tuple[str, str]]
     groups: list[Group]
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def group(self, mode: str, task: str | None = None) -> Group | None:
-        """The group of a mode, over all tasks by default; None where it has no episode."""
-        return next((group for group in self.groups if (group.mode, group.task) == (mode, task)), None)
+    def group(self, mode: str, task: str | None = None, suite: str | None = None) -> Group | None:
+        """The group of a mode, over everything by default; None where it has no episode.
+
+        A task without a suite is the first of that name.
+        """
+        found = (g for g in self.groups if (g.mode, g.task) == (mode, task) and (suite or task or g.suite is None))
+        return next((group for group in found if suite in (None, group.suite)), None)
+
+    @property
+    def suites(self) -> list[str]:
+        """Of the tasks."""
+        return list(dict.fromkeys(suite for suite, _ in self.tasks))
 
     @property
     def over_all(self) -> list[Group]:
-        """The groups over all tasks, one a mode."""
-        return [group for group in self.groups if group.task is None]
+        """The groups over everything, one a mode."""
+        return [group for group in self.groups if group.task is None and group.suite is None]
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -135,43 +182,74 @@ def summarise(rows: Sequence[EpisodeRow], modes: Sequence[str], baseline: str | 
     """Statistics of `rows`, with ratios to `baseline` (default: the first of `modes`).
 
     Raises:
-        ValueError: no rows, or a baseline that has none.
+        ValueError: no rows, or a baseline that is not among the modes.
     """
     if not rows:
         raise ValueError("got no episodes, expected at least one")
     baseline = baseline or modes[0]
     if baseline not in modes:
         raise ValueError(f"got baseline {baseline!r}, expected one of {list(modes)}")
-    tasks = list(dict.fromkeys(row.task for row in rows))
+    tasks = list(dict.fromkeys((row.suite, row.task) for row in rows))
+    suites = list(dict.fromkeys(row.suite for row in rows))
+    places: list[tuple[str | None, str | None]] = []
+    for suite in suites:
+        places += [place for place in tasks if place[0] == suite]
+        places += [(suite, None)] if len(suites) > 1 else []
     groups = []
-    for task in (*tasks, None):
-        members = {mode: [row for row in rows if row.mode == mode and task in (None, row.task)] for mode in modes}
-        groups += [_group(mode, task, members, baseline) for mode in modes if members[mode]]
-    return Summary(baseline, list(modes), tasks, groups)
+    for suite_or_all, task in (*places, (None, None)):
+        members: dict[str, list[EpisodeRow]] = {mode: [] for mode in modes}
+        for row in rows:
+            if suite_or_all in (None, row.suite) and task in (None, row.task):
+                members[row.mode].append(row)
+        groups += [_group(mode, task, suite_or_all, members, baseline) for mode in modes if members[mode]]
+    settings = {row.mode: row.settings for row in reversed(rows)}
+    return Summary(baseline, list(modes), tasks, groups, {mode: settings[mode] for mode in modes})
 
 
-def _group(mode: str, task: str | None, members: dict[str, list[EpisodeRow]], baseline: str) -> Group:
+def front(groups: Sequence[Group], cost: Cost) -> list[Group]:
+    """The Pareto front of success rate against `cost`: groups that no other beats in one without losing in the other.
+
+    By their point estimates, the cheapest first; groups without a success rate or a cost have no part in it.
+    """
+    known = [(getattr(g, cost), -(g.success.rate or 0.0), g) for g in groups if g.success.rate is not None]
+    ordered = sorted((point for point in known if point[0] is not None), key=lambda point: point[:2])
+    found: list[Group] = []
+    best = 1.0
+    for _, negative_rate, group in ordered:
+        if negative_rate < best:
+            best = negative_rate
+            found.append(group)
+    return found
+
+
+def _group(
+    mode: str, task: str | None, suite: str | None, members: dict[str, list[EpisodeRow]], baseline: str
+) -> Group:
     rows, base = members[mode], members[baseline]
     outcomes = Counter(row.outcome for row in rows)
+    replan = rows[0].settings["replan"]
     p50, base_p50 = _percentile(rows, 50), _percentile(base, 50)
+    base_ms = base_p50 / base[0].settings["replan"] * replan if base_p50 else None
     return Group(
         mode=mode,
         task=task,
+        suite=suite,
         success=wilson(outcomes["success"], outcomes["success"] + outcomes["failure"]),
         errors=outcomes["error"],
         chunks=sum(len(row.ms) for row in rows),
         passes=_mean([value for row in rows for value in row.passes]),
         accepted_layers=_mean([value for row in rows for value in row.accepted_layers]),
         passes_share=_shares([value for row in rows for value in row.passes]),
-        passes_by_phase=_by_phase([row.passes for row in rows]),
+        phases=_by_phase(rows),
         kept_rates=_by_layer([rates for row in rows for rates in row.kept_rates]),
         match_rates=_by_layer([rates for row in rows for rates in row.match_rates]),
         ms_p50=p50,
         ms_p90=_percentile(rows, 90),
         ms_p99=_percentile(rows, 99),
-        ms_per_action=p50 / rows[0].settings["replan"] if p50 is not None else None,
+        ms_mean=_mean([value for row in rows for value in row.ms]),
+        replan=replan,
         ms_stages=_stages(rows),
-        speedup=base_p50 / p50 if p50 and base_p50 else None,
+        speedup=base_ms / p50 if p50 and base_ms else None,
         paired=None if mode == baseline else compare(rows, base, baseline),
     )
 
@@ -189,17 +267,28 @@ def _shares(values: Sequence[int]) -> dict[int, float]:
     return {value: count / len(values) for value, count in sorted(Counter(values).items())}
 
 
-def _by_phase(episodes: Sequence[Sequence[int]]) -> list[float | None]:
-    thirds: list[list[int]] = [[] for _ in range(PHASES)]
-    for chunks in episodes:
-        for position, value in enumerate(chunks):
-            thirds[PHASES * position // len(chunks)].append(value)
-    return [_mean(values) for values in thirds]
+def _by_phase(rows: Sequence[EpisodeRow]) -> dict[str, Phase]:
+    found: dict[str, list[tuple[int, float, list[float]]]] = defaultdict(list)
+    for row in rows:
+        chunks = zip(phases(row), row.passes, row.accepted_layers, row.kept_rates, strict=True)
+        for name, passes, accepted, kept in chunks:
+            found[name].append((passes, accepted, kept))
+    return {
+        name: Phase(
+            chunks=len(found[name]),
+            passes=float(np.mean([passes for passes, _, _ in found[name]])),
+            accepted_layers=float(np.mean([accepted for _, accepted, _ in found[name]])),
+            kept_rates=_by_layer([kept for _, _, kept in found[name]]),
+        )
+        for name in (*PHASES, *THIRDS)
+        if name in found
+    }
 
 
 def _by_layer(rates: Sequence[Sequence[float]]) -> list[float]:
-    """Means over chunks; all chunks of a mode have the same drafted layers."""
-    return np.mean(rates, axis=0).tolist() if rates and rates[0] else []
+    """Means over the chunks that drafted the layer."""
+    depth = max(map(len, rates), default=0)
+    return [float(np.mean([own[layer] for own in rates if len(own) > layer])) for layer in range(depth)]
 
 
 def _stages(rows: Sequence[EpisodeRow]) -> dict[str, float]:

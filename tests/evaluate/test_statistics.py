@@ -56,10 +56,11 @@ def test_pairs_are_same_task_state_and_seed_and_errors_drop_them(make_row: MakeR
 
 
 def test_an_error_is_no_failure(make_row: MakeRow) -> None:
+    nothing = {"passes": [], "accepted_layers": [], "kept_rates": [], "match_rates": [], "ms": [], "ms_stages": {}}
     rows = [
         make_row(init_state=0),
         make_row(init_state=1, outcome="failure"),
-        make_row(init_state=2, outcome="error", error="died", passes=[], ms=[], ms_stages={}, kept_rates=[]),
+        make_row(init_state=2, outcome="error", error="died", **nothing),
     ]
     group = summarise(rows, ["sequential"]).over_all[0]
     assert (group.success.successes, group.success.episodes, group.errors) == (1, 2, 1)
@@ -68,7 +69,14 @@ def test_an_error_is_no_failure(make_row: MakeRow) -> None:
 
 def test_means_and_percentiles_are_over_chunks(make_row: MakeRow) -> None:
     rows = [
-        make_row(init_state=0, passes=[3] * 6, ms=[40.0] * 6, ms_stages={"vision": [10.0] * 6}),
+        make_row(
+            passes=[3] * 6,
+            accepted_layers=[0.0] * 6,
+            kept_rates=[[]] * 6,
+            match_rates=[[]] * 6,
+            ms=[40.0] * 6,
+            ms_stages={"vision": [10.0] * 6},
+        ),
         make_row(
             mode="rsd",
             passes=[1, 1, 1, 2, 3, 4],
@@ -82,9 +90,14 @@ def test_means_and_percentiles_are_over_chunks(make_row: MakeRow) -> None:
     summary = summarise(rows, ["sequential", "rsd"])
     group = summary.group("rsd")
     assert group is not None
-    assert (group.passes, group.accepted_layers, group.ms_p50, group.ms_per_action) == (2.0, 1.5, 20.0, 5.0)
+    assert (group.passes, group.accepted_layers, group.ms_p50, group.action_ms) == (2.0, 1.5, 20.0, 5.0)
     assert group.passes_share == {1: 0.5, 2: 1 / 6, 3: 1 / 6, 4: 1 / 6}
-    assert group.passes_by_phase == [1.0, 1.5, 3.5]
+    assert {name: phase.passes for name, phase in group.phases.items()} == {
+        "first third": 1.0,
+        "second third": 1.5,
+        "last third": 3.5,
+    }
+    assert group.ms_per_action(group.ms_p99) == pytest.approx(29.5 / 4)
     assert (group.kept_rates, group.match_rates) == ([1.0, 0.5], [1.0, 0.75])
     assert group.ms_stages == {"vision": 11.0}
     assert group.speedup == 2.0
