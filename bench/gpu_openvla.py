@@ -61,7 +61,8 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.device = options, torch.device(options.device)
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.timer = Timer(self.device, 0.4 if options.quick else 1.0, least=3 if options.quick else 10)
+        self.seconds = options.seconds or (0.4 if options.quick else 1.0)
+        self.timer = Timer(self.device, self.seconds, least=3 if options.quick else 10)
         self.started = time.perf_counter()
         options.out.mkdir(parents=True, exist_ok=True)
         self.sink = options.out / "rows.jsonl"
@@ -233,7 +234,7 @@ def tail(bench: Bench) -> None:
 
 
 def chunk(bench: Bench) -> None:
-    for row in chunk_rows(bench.models, bench.device, bench.runtime, bench.rates, bench.options.quick):
+    for row in chunk_rows(bench.models, bench.device, bench.runtime, bench.seconds, bench.options.quick):
         bench.emit("chunk", **row)
     for row in trace_rows(bench.sink, bench.options.trace):
         bench.emit("chunk", **row)
@@ -369,6 +370,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for rows.jsonl and stages.json")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions, nothing compiled: under two minutes")
+    parser.add_argument("--seconds", type=float, default=None, help="for each row; default 1.0, with --quick 0.4")
     parser.add_argument("--only", default=None, help=f"sections, with commas between, of {','.join(RUNS)}")
     parser.add_argument("--preset", default="openvla-7b", help="or openvla-tiny")
     parser.add_argument("--device", default="cuda", help="cuda or cpu")

@@ -58,7 +58,7 @@ class TransformersLlama:
         count = queries.shape[1]
         mask = torch.cat([query_mask.new_ones(count, prefix), query_mask], 1)[None, None]
         out = self.model(inputs_embeds=queries, attention_mask=mask, use_cache=True, **{self.cache_name: cache})
-        cache.crop(prefix)
+        cache.crop(-count)
         return out.last_hidden_state
 
     def cache_of(self, output: Any) -> Any:

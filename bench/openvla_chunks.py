@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.openvla_floors import Cost, Rates, draft_cost, pass_cost, prefill_cost, vision_cost
+from bench.openvla_floors import Cost, draft_cost, pass_cost, prefill_cost, vision_cost
 from bench.openvla_random import STEPS, TEXT, Models, empty_main, random_inputs
 from bench.timing import Times, captured
 from rsd_fast.acceptance import lossless
@@ -124,11 +124,10 @@ def time_rounds(loop: RoundLoop, seconds: float, least: int) -> tuple[Times, dic
 
 
 def chunk_rows(
-    models: Models, device: torch.device, runtime: str, rates: Rates, quick: bool
+    models: Models, device: torch.device, runtime: str, seconds: float, quick: bool
 ) -> Iterator[dict[str, Any]]:
     """A row a mode, stack and runtime. `ms` is the sum of the stages' medians, percentiles are of the wall clock."""
-    del rates
-    seconds, least = (0.4, 3) if quick else (1.5, 10)
+    least = 3 if quick else 10
     for stack, mains in {"fused": models.fused, "plain": models.plain}.items():
         if not mains:
             continue
