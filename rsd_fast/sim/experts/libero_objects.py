@@ -15,6 +15,7 @@ from .skills import Point, Rotation
 
 WIDEST = 0.076  # of what fits between the fingers
 FINGER, HAND, ARM = 0.048, 0.105, 0.06  # half the room to the side of open fingers, of the hand, of the wrist
+REACH = (0.44, 0.70)  # of an arm that points down, from its base, with ease
 HOME_YAW = np.pi / 2  # of the finger axis as the arm starts
 
 
@@ -58,7 +59,7 @@ class Grasp:
         offset: of the hand from the object's origin, in the object's frame.
         rotation: of the hand, in the world.
         width: of what will be between the fingers; 0 for a rim.
-        cost: the lower, the freer the way of the fingers and the less the wrist turns and the arm stretches.
+        cost: the lower, the freer the way of the fingers and the less wrist and arm strain.
     """
 
     offset: Point
@@ -119,7 +120,7 @@ def candidates(scene: Scene, name: str, ahead: Point, whim: Sequence[float]) -> 
             yaw = half_turn(angle - HOME_YAW)
             slid = abs(float((place[:2] - center) @ across))
             cost = extra + 0.8 * abs(yaw) + _blocked(others, place, along, shape.rim)
-            cost += _stretched(scene, place) + _stretched(scene, place + ahead - scene.position(name))
+            cost += _awkward(scene, place) + _awkward(scene, place + ahead - scene.position(name))
             cost -= 0.0 if out is None else float(along @ out[:2])
             cost += 0.0 if shape.rim else 8 * slid + 30 * max(0.0, width - 0.06)
             found.append(_grasp(scene, name, place, HOME_YAW + yaw, 0.0 if shape.rim else width, cost))
@@ -156,9 +157,10 @@ def _blocked(others: Points, place: Point, along: np.ndarray, rim: bool) -> floa
     return float(3 * min(fingers.sum(), 3) + 2 * min(hand.sum(), 5) + min(arm.sum(), 3))
 
 
-def _stretched(scene: Scene, place: Point) -> float:
-    """How hard it is for the arm to point down there: nearly stretched it is slow and imprecise."""
-    return 40 * max(0.0, float(np.linalg.norm((place - scene.base)[:2])) - 0.70)
+def _awkward(scene: Scene, place: Point) -> float:
+    """How hard it is for the arm to point down there: nearly stretched or folded it is slow and drifts."""
+    away = float(np.linalg.norm((place - scene.base)[:2]))
+    return 40 * max(0.0, away - REACH[1]) + 80 * max(0.0, REACH[0] - away)
 
 
 def pointing_down(yaw: float) -> Rotation:

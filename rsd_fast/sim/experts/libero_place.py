@@ -13,8 +13,9 @@ from .skills import CLOSE, OPEN, Command, Hand, Point
 
 DIRECTIONS = 24  # that a grasp is chosen from
 HOVER = 0.09  # height of the hand above the grasp while it lines up, at least
-ROOM = 0.02  # between what travels and what it passes over
+ROOM = 0.025  # between what travels and what it passes over
 NEAR, KEEN = 0.02, 2.0  # where commands are larger, and how much
+ON_TARGET = 0.012  # of what is held, to the side, when it goes down
 TOLERANCE, DRIFT = 0.006, 0.015  # of the hand when it begins to close, and until it has
 OPENED = 0.06  # gap of fingers that count as open
 
@@ -96,7 +97,7 @@ class Place:
             height = max(height, 0.05)
         goal = skills.above(grip, height)
         if aside < NEAR:  # friction swallows small commands
-            goal = goal + (KEEN - 1) * (goal - hand.position)
+            goal[:2] += (KEEN - 1) * (goal - hand.position)[:2]
         return skills.move(hand, goal, rotation, OPEN, self.manner.speed)
 
     def carry(self, hand: Hand) -> Command:
@@ -106,10 +107,14 @@ class Place:
         if (out := scene.overhang(self.thing)) is not None:
             return skills.move(hand, hand.position + 0.03 * out + [0, 0, 0.03], self.grasp.rotation, CLOSE)
         goal = self.place(hand)
-        below = at[2] - scene.bottom(self.thing)
-        over = scene.highest(at, goal, leave_out=[self.thing]) + below + ROOM
-        clearance = max(0.0, over - goal[2])
-        return skills.carry(hand, at, goal, self.grasp.rotation, clearance)
+        rotation = self.grasp.rotation
+        over = scene.highest(at, goal, leave_out=[self.thing]) + (at[2] - scene.bottom(self.thing)) + ROOM
+        aside = float(np.linalg.norm((goal - at)[:2]))
+        height = goal[2] + skills.funnel(aside, max(0.0, over - goal[2]), tip=ON_TARGET)
+        if aside > 0.03 and at[2] < height - 0.01:
+            return skills.move(hand, skills.above(hand.position, height + 0.01 - at[2]), rotation, CLOSE)
+        wanted = np.array([*goal[:2], height])
+        return skills.move(hand, hand.position + wanted - at, rotation, CLOSE, 1.0 if aside > 0.02 else 0.6)
 
     def place(self, hand: Hand) -> Point:
         """Where the object's origin is to go."""

@@ -17,7 +17,7 @@ Goal = tuple[str, ...]  # a predicate and its arguments, as LIBERO parses them: 
 Points = Float[np.ndarray, "N 3"]
 Boxes = tuple[Points, Points]  # lowest and highest corners, world frame
 
-CLOSING = 0.03  # metres a second, of fingers that have not met anything yet
+PRESSED = 0.003  # by which fingers want to be nearer together than they are
 HAND_WIDTH = 0.05  # half the room that the hand needs to the side where it travels
 
 
@@ -112,9 +112,10 @@ class Scene:
         return bool(self.simulator._check_grasp(gripper=gripper, object_geoms=self.simulator.get_object(name)))
 
     def closing(self) -> bool:
-        """Whether the fingers are on their way together."""
-        index = self.simulator.robots[0]._ref_gripper_joint_vel_indexes
-        return bool(self.data.qvel[index[0]] - self.data.qvel[index[1]] < -CLOSING)
+        """Whether the fingers are on their way together, or pressing on something between them."""
+        robot = self.simulator.robots[0]
+        wanted = self.data.ctrl[robot._ref_joint_gripper_actuator_indexes]
+        return bool(wanted[0] - wanted[1] < Hand.of(self.simulator).gap - PRESSED)
 
     def squeezing(self) -> bool:
         """Whether the fingers press together with all their force; it takes them some steps to."""
