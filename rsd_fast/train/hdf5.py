@@ -119,9 +119,15 @@ def read_numbers(group: h5py.Group) -> Demonstration:
         KeyError: it has no states to draw pictures of.
     """
     proprio = np.concatenate([group["obs/ee_states"][()], group["obs/gripper_states"][()]], 1)
-    names = ("actions", "executed_actions", "pushed")
-    steps = (group[name][()] for name in names)
-    return Demonstration(int(group.attrs["seed"]), *steps, proprio, group["states"][()], group["fixtures"][()])
+    return Demonstration(
+        seed=int(group.attrs["seed"]),
+        actions=group["actions"][()],
+        executed=group["executed_actions"][()],
+        pushed=group["pushed"][()],
+        proprio=proprio,
+        states=group["states"][()],
+        fixtures=group["fixtures"][()],
+    )
 
 
 def gather(parts: Sequence[Path], path: Path, task: Task, config: DemosConfig) -> None:

@@ -114,7 +114,7 @@ class Copier:
 
 def read_at(descriptor: int, values: UInt8[np.ndarray, "*shape"], offset: int, header: DemoHeader) -> None:
     """Reads bytes at an offset of a file."""
-    left = memoryview(values).cast("B")
+    left = memoryview(values.data).cast("B")
     while left:
         count = os.preadv(descriptor, [left], offset)
         if count == 0:

@@ -204,8 +204,9 @@ class Run(Generic[M, B]):
     @torch.no_grad()
     def follow_weights(self) -> None:
         """Moves the average towards the weights, all tensors in a few launches."""
-        averaged = list(self.average.parameters())
-        steps = torch._foreach_sub(list(self.model.parameters()), averaged)
+        averaged: list[Tensor] = list(self.average.parameters())
+        current: list[Tensor] = list(self.model.parameters())
+        steps = list(torch._foreach_sub(current, averaged))
         torch._foreach_mul_(steps, self.follow)
         torch._foreach_add_(averaged, steps)
 

@@ -13,7 +13,7 @@ from rsd_fast.train.config import AllTraining
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[import-not-found]
 
 FOLDER = Path(__file__).parent / "configs"
 FLAG = "--config"

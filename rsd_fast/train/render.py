@@ -104,7 +104,7 @@ def draw_missing(missing: Sequence[tuple[Target, dict[str, int]]], config: Rende
             watch(futures, state, advance)
         except BaseException:  # workers end after the episode at hand
             with state.get_lock():
-                state[:] = [max(each, TAKEN) for each in state]
+                state[:] = [max(each, TAKEN) for each in state[:]]
             pool.shutdown(cancel_futures=True)
             raise
     for target in targets:
@@ -286,7 +286,7 @@ def write_at(path: Path, parts: dict[int, UInt8[np.ndarray, "N S S 3"]]) -> None
     descriptor = os.open(path, os.O_WRONLY)
     try:
         for offset, images in parts.items():
-            left = memoryview(images).cast("B")
+            left = memoryview(images.data).cast("B")
             while left:
                 written = os.pwrite(descriptor, left, offset)
                 left, offset = left[written:], offset + written
