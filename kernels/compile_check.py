@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 
@@ -28,6 +29,7 @@ CAPABILITIES = (80, 90)
 SHARED_LIMIT = 163 * 1024  # bytes a block may have on an A100 (sm_80); an H100 has more
 BATCHES = (1, 4096)  # a latency and a throughput launch
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+MORE_CHECKS = ("rsd_fast.kernels.transformer.compile_check",)  # of other ops; each has a `report` of its own
 INTEGERS = ("codes", "frontier", "drafted", "finished", "passes", "agreed", "kept", "slack")
 FLOATS = ("latents", "codebook", "gain", "offset", "actions")
 WEIGHTS = ("w1", "b1", "w2", "b2")
@@ -188,4 +190,7 @@ def report() -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit("\n".join(["over the budget:", *rows]) if (rows := report()) else 0)
+    rows = report()
+    for module in MORE_CHECKS:
+        rows += import_module(module).report()
+    sys.exit("\n".join(["over the budget:", *rows]) if rows else 0)

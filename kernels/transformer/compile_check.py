@@ -7,7 +7,7 @@ asks for more shared memory than its architecture has. Neither a GPU nor a drive
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import triton
@@ -31,7 +31,7 @@ class Build:
     name: str
     kernel: triton.JITFunction
     types: dict[str, str]
-    constants: dict[str, object]
+    constants: Mapping[str, object]
 
 
 def product_build(op: str, rows: int, outputs: int, inputs: int, tile: Tile) -> Build:
@@ -39,7 +39,7 @@ def product_build(op: str, rows: int, outputs: int, inputs: int, tile: Tile) -> 
     fixed = triton_linear.constants(rows, outputs, inputs, tile, op == "swiglu")
     out = "*bf16" if tile.split == 1 else "*fp32"
     types = {"x": "*bf16", "weight": "*bf16", "out": out, "rows": "i32", "stride_x": "i32"}
-    return Build(f"{op} {outputs}x{inputs}, {rows} rows", triton_linear.linear_kernel, types, dict(fixed))
+    return Build(f"{op} {outputs}x{inputs}, {rows} rows", triton_linear.linear_kernel, types, fixed)
 
 
 def attention_build(kind: str, tokens: int, tile: AttentionTile, causal: bool = False) -> Build:

@@ -153,9 +153,10 @@ def attention(
     """
     _check_attention(qkv, cos, sin, keys, values)
     batch, tokens = qkv.shape[:2]
-    for name, mask, shape in (("key_mask", key_mask, (batch, keys.shape[2])), ("new_mask", new_mask, (tokens, tokens))):
-        if mask is not None and (mask.shape != shape or mask.dtype != torch.bool or not mask.is_contiguous()):
-            raise ValueError(f"{name} is {mask.dtype} {list(mask.shape)}, expected contiguous bool {list(shape)}")
+    masks = {"key_mask": (key_mask, (batch, keys.shape[2])), "new_mask": (new_mask, (tokens, tokens))}
+    for name, (mask, size) in masks.items():
+        if mask is not None and (mask.shape != size or mask.dtype != torch.bool or not mask.is_contiguous()):
+            raise ValueError(f"{name} is {mask.dtype} {list(mask.shape)}, expected contiguous bool {list(size)}")
     shape = (batch, tokens, qkv.shape[2] // 3)
     if out is None:
         out = qkv.new_empty(shape)

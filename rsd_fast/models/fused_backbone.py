@@ -202,8 +202,9 @@ class FusedBackbone(Backbone):
         return self.plans.attention(kind, tokens, self.config.heads, self.config.head_dim)
 
 
-def pack_layer(layer: DecoderLayer) -> PackedLayer:
+def pack_layer(layer: nn.Module) -> PackedLayer:
     """Puts weights that are read together side by side; the layer's parameters become views of them."""
+    assert isinstance(layer, DecoderLayer)
     attend, mlp = layer.self_attn, layer.mlp
     return PackedLayer(
         layer.input_layernorm.weight.detach(),
