@@ -150,6 +150,9 @@ class EvalConfig:
     """Folder for everything that this command writes."""
     workers: int | None = None
     """Simulators at once, each in a process of its own; default one a core, at most 8."""
+    ray: str | None = None
+    """Run on a Ray cluster: local starts one on this machine, auto finds one that runs here, HOST:PORT joins one.
+    --workers is then how many simulators there are on all nodes, by default one a core."""
     device: str = "auto"
     """Of the policy: auto, cpu, cuda, cuda:1, ..."""
     threads: int | None = None
@@ -208,9 +211,10 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Build table, report.md, summary.json, report.png, report.svg and videos of evaluations anew.
+    """Build the report of evaluations anew: table, report.md, summary.json, figures, tables for a paper, videos.
 
-    Several folders are shards of one evaluation: their rows are merged.
+    Several folders become one report: shards of one evaluation, suites (which get a row each, and one for all), or
+    replan intervals (which every mode's name then tells). docs/reports.md says what is in it.
     """
 
     folders: Positional[tuple[Path, ...]]

@@ -3,47 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from rsd_fast.sim.chunked import blank
 from rsd_fast.sim.libero_assets import ASSETS_VARIABLE
 from rsd_fast.sim.suites import Suite, Task, get_suite, get_task, init_states, observation_space
-from rsd_fast.sim.vector import Simulator, ready_simulators
 
-from .config import EvalConfig, ReportConfig, usable_cores
+from .config import EvalConfig, ReportConfig
 from .environment import commit, versions
 from .episodes import RunContext, WorkItem, picture_size, plan, protocol
 from .films import film_path, has_film, save_film
 from .live import Live
+from .place import Place, this_machine
 from .policies import Deciders, expert_settings, load_policies, set_threads
 from .records import Records, read_header, write_header
 from .report import write_report
-from .scheduler import AnySimulator, Scheduler, Usage
+from .scheduler import Scheduler, Usage
 from .statistics import Summary
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where episodes run.
-
-    Attributes:
-        make_simulator: from the suite, the actions of a step, the pixels of a picture and the seconds of a timeout.
-        simulators: how many at once.
-        machine: for the rows; what latency depends on beside the settings.
-        ready: see `Scheduler`.
-    """
-
-    make_simulator: Callable[[Suite, int, int, float], AnySimulator]
-    simulators: int
-    machine: dict[str, Any]
-    ready: Callable[[list[Any], bool], list[Any]] = ready_simulators
 
 
 def run(config: EvalConfig) -> int:
@@ -64,8 +46,8 @@ def run(config: EvalConfig) -> int:
         tasks = [get_task(suite, name) for name in config.tasks or [task.name for task in suite.tasks]]
         init_states(suite, config.trials)
         records = open_records(config)
-        set_threads(config)
-        summary = run_episodes(config, suite, tasks, load_policies(config), records)
+        with workplace(config) as (policies, place):
+            summary = run_episodes(config, suite, tasks, policies, records, place)
     return 1 if any(group.errors for group in summary.groups) else 0
 
 
@@ -80,7 +62,7 @@ def run_episodes(
     """The same, with everything loaded; `place` is this machine by default."""
     if config.replan and config.replan > policies.chunk:
         raise ValueError(f"got --replan {config.replan}, expected at most the {policies.chunk} actions of a chunk")
-    place = place or here(config, policies)
+    place = place or this_machine(config, policies)
     context = make_context(config, suite, policies, suite.prepare(), place)
     for mode, settings in context.settings.items():
         records.check_settings(mode, settings)
@@ -131,10 +113,23 @@ def run_items(
     return scheduler.usage
 
 
-def here(config: EvalConfig, policies: Deciders) -> Place:
-    """This machine: simulators in processes of their own, which draw on the policy's GPU."""
-    machine = {"cores": usable_cores(), "workers": config.simulators, "threads": torch.get_num_threads()}
-    return Place(partial(Simulator, gpu=policies.gpu), config.simulators, machine)
+@contextmanager
+def workplace(config: EvalConfig) -> Iterator[tuple[Deciders, Place | None]]:
+    """The policies, and where the simulators run: here, or on a Ray cluster.
+
+    Raises:
+        ImportError: Ray is not installed.
+    """
+    if config.ray is None:
+        set_threads(config)
+        yield load_policies(config), None
+        return
+    if find_spec("ray") is None:
+        raise ImportError("got --ray, but Ray is not installed: pip install 'rsd-fast[ray]'")
+    from .ray_runner import on_ray
+
+    with on_ray(config) as both:
+        yield both
 
 
 @contextmanager
