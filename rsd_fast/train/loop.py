@@ -156,7 +156,9 @@ class Run(Generic[M, B]):
             if finished or progress.step % LOG_EVERY == 0 or progress.step % options.eval_every == 0:
                 self.log_training(since_log)
                 since_log = []
-            if finished or progress.step % options.eval_every == 0:
+            # Not where there would be no time for the last one.
+            room = share_done(progress.step, progress.seconds, options, 2 * self.reserve) < 1.0
+            if finished or (progress.step % options.eval_every == 0 and room):
                 progress.seconds = began = before + time.monotonic() - start
                 self.evaluate()
                 if progress.ended is None and finished:
