@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import subcommand
 
 from rsd_fast.evaluate.config import EvalConfig, InfoConfig, ProfileConfig, ReportConfig
+from rsd_fast.evaluate.grid import SweepConfig
 from rsd_fast.models.convert_config import ConvertConfig
 from rsd_fast.train.config import AllTraining, CodecTraining, DemosConfig, DraftTraining, MainTraining, RenderConfig
 from rsd_fast.train.named import named_in, named_training
@@ -51,6 +52,7 @@ COMMANDS: dict[str, Command] = {
     "train all": Command(AllTraining, "rsd_fast.train.all:run", resumes=True),
     "convert": Command(ConvertConfig, "rsd_fast.models.convert:run"),
     "eval": Command(EvalConfig, "rsd_fast.evaluate.runner:run", resumes=True),
+    "sweep": Command(SweepConfig, "rsd_fast.evaluate.sweep:run", resumes=True),
     "report": Command(ReportConfig, "rsd_fast.evaluate.report:run"),
     "profile": Command(ProfileConfig, "rsd_fast.evaluate.profiling:run"),
     "info": Command(InfoConfig, "rsd_fast.evaluate.info:run"),
