@@ -29,7 +29,8 @@ CAPABILITIES = (80, 90)
 SHARED_LIMIT = 163 * 1024  # bytes a block may have on an A100 (sm_80); an H100 has more
 BATCHES = (1, 4096)  # a latency and a throughput launch
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-MORE_CHECKS = ("rsd_fast.kernels.transformer.compile_check",)  # of other ops; each has a `report` of its own
+# Of other ops; each has a `report` of its own.
+MORE_CHECKS = ("rsd_fast.kernels.transformer.compile_check", "rsd_fast.kernels.vision.compile_check")
 INTEGERS = ("codes", "frontier", "drafted", "finished", "passes", "agreed", "kept", "slack")
 FLOATS = ("latents", "codebook", "gain", "offset", "actions")
 WEIGHTS = ("w1", "b1", "w2", "b2")

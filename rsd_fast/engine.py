@@ -26,6 +26,7 @@ from rsd_fast.kernels.registry import pick
 from rsd_fast.models.checkpoints import PolicyParts, check_fit, load_policy
 from rsd_fast.models.draft import DraftModel
 from rsd_fast.models.fused_backbone import fuse_backbone
+from rsd_fast.models.fused_vision import fuse_vision
 from rsd_fast.models.inputs import PolicyInputs
 from rsd_fast.models.main import MainModel
 from rsd_fast.models.streaming import choose_device
@@ -111,6 +112,7 @@ class RSDInferenceEngine:
         self.main = _to(main_model, self.device, self.dtype)
         positions = self.main.config.prefix_tokens + self.main.config.head.queries
         self.main.backbone = fuse_backbone(self.main.backbone, positions)
+        self.main.vision_backbone = fuse_vision(self.main.vision_backbone)
         self.draft = _to(draft_model, self.device, self.dtype) if mode == "rsd" and draft_model else None
         self.tokenizer = main_model.tokenizer
         self._generator = torch.Generator(self.device).manual_seed(seed)

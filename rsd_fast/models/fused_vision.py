@@ -141,11 +141,11 @@ class FusedVisionTower(VisionTower):
 
 def fuse_vision(tower: VisionTower) -> VisionTower:
     """The fused tower where it serves (an NVIDIA GPU, half precision, no stem), or the same one."""
+    if isinstance(tower, FusedVisionTower):  # its weights may have got another place or dtype
+        tower.pack()
+        return tower
     weight = tower.featurizer.pos_embed
     if weight.device.type != "cuda" or weight.dtype not in (torch.bfloat16, torch.float16):
-        return tower
-    if isinstance(tower, FusedVisionTower):
-        tower.pack()
         return tower
     return FusedVisionTower(tower) if can_fuse(tower.config) else tower
 
