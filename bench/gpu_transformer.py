@@ -5,7 +5,8 @@
    (`rsd_fast.kernels.transformer.tuning`). The table of the fastest is written beside the results, `*.table.json`: what
    goes into `kernels/transformer/tables/sm_XX.json`.
 3. Passes, prefills and the two at once, each one CUDA graph, for plain torch, for the fused backbone with cuBLAS
-   everywhere, with the package's table and with the table of this run; and how far each is from float32.
+   everywhere, with the package's table, with the table of this run, and (from sm_90 on) with kernels that start before
+   the one in front has ended; and how far each is from float32.
 
 Random weights in the geometry of Llama-2-7B, batch 1. Bytes are those of the weights. `--quick` times fewer candidates.
 """
@@ -43,6 +44,7 @@ SWEPT_QUERIES = (64, 24)
 CACHED = 545
 PREFILLS = (545, 608)
 SWEPT_PREFILLS = (640,)  # one entry serves every prefill up to it
+AHEAD = (0, 512, 1024, 2048)  # bytes of a row of weights that a kernel fetches before it may start
 CUDA = torch.device("cuda")
 
 
@@ -203,11 +205,19 @@ def main() -> None:
     wanted = float32_results(backbone, Inputs(CACHED, 64))
     results["stages"] = time_backbone("plain torch", backbone, wanted)
     save()
-    variants = {"fused, cuBLAS": Plans(), "fused, package's table": Plans.of(CUDA)}
+    best = Plans((table,), "this run") if table else Plans.of(CUDA)
+    variants: dict[str, tuple[Plans, int | None]] = {"fused, cuBLAS": (Plans(), None)}
     if table:
-        variants["fused, this table"] = Plans((table,), "this run")
-    for name, plans in variants.items():
-        results["stages"] += time_backbone(name, FusedBackbone(backbone, 1024, plans), wanted)
+        variants["fused, this table"] = best, None
+    variants["fused, package's table"] = Plans.of(CUDA), None
+    if torch.cuda.get_device_capability()[0] >= 9:
+        variants |= {f"fused, best, {ahead} ahead": (best, ahead) for ahead in AHEAD}
+    for name, (plans, ahead) in variants.items():
+        try:
+            results["stages"] += time_backbone(name, FusedBackbone(backbone, 1024, plans, ahead), wanted)
+        except RuntimeError as error:  # one variant's launch failed; the others still count
+            print(f"{name}: {error}")
+            results["stages"].append({"variant": name, "error": str(error)})
         save()
     print(f"{time.perf_counter() - started:.0f} s, written to {arguments.out}")
 

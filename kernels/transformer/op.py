@@ -1,5 +1,8 @@
 """The public calls: each checks its inputs and runs the backend that the registry picks.
 
+`ahead`, wherever it is: None runs a kernel after the one in front. A number lets it start early (GPUs from sm_90 on);
+a product then fetches so many bytes of every row of its weights while it waits. It changes no bit of the result.
+
 They serve inference under CUDA graphs: no gradient, no host synchronisation, nothing but their results allocated. As
 they return what they compute and are not traced, they are plain functions and no torch.library ops.
 """
@@ -23,6 +26,7 @@ def rms_norm(
     eps: float,
     delta: Float[Tensor, "*S_n width"] | None = None,
     *,
+    ahead: int | None = None,
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "*n width"], Float[Tensor, "*n width"]]:
     """`x + delta` and its norm, see `rms_norm_reference`; everything contiguous.
@@ -38,10 +42,12 @@ def rms_norm(
         _check_rows("delta", delta)
         if delta.shape != x.shape and delta.shape[1:] != x.shape:
             raise ValueError(f"delta has shape {list(delta.shape)}, expected {list(x.shape)} or [parts, ...] of it")
-    return pick("rms_norm", x.device, backend).run(x, weight, eps, delta)
+    return pick("rms_norm", x.device, backend).run(x, weight, eps, delta, ahead)
 
 
-def swiglu(gate_up: Float[Tensor, "*n two_mlp"], *, backend: str = "auto") -> Float[Tensor, "*n mlp"]:
+def swiglu(
+    gate_up: Float[Tensor, "*n two_mlp"], *, ahead: int | None = None, backend: str = "auto"
+) -> Float[Tensor, "*n mlp"]:
     """See `swiglu_reference`; contiguous.
 
     Raises:
@@ -51,11 +57,16 @@ def swiglu(gate_up: Float[Tensor, "*n two_mlp"], *, backend: str = "auto") -> Fl
     _check_rows("gate_up", gate_up)
     if gate_up.shape[-1] % 2:
         raise ValueError(f"gate_up is {gate_up.shape[-1]} wide, expected an even width: gate, then up")
-    return pick("swiglu", gate_up.device, backend).run(gate_up)
+    return pick("swiglu", gate_up.device, backend).run(gate_up, ahead)
 
 
 def linear(
-    x: Float[Tensor, "n K"], weight: Float[Tensor, "N K"], choice: Choice = CUBLAS, *, backend: str = "auto"
+    x: Float[Tensor, "n K"],
+    weight: Float[Tensor, "N K"],
+    choice: Choice = CUBLAS,
+    *,
+    ahead: int | None = None,
+    backend: str = "auto",
 ) -> Float[Tensor, "*S n N"]:
     """`x @ weight.T`; with a tile that splits the inputs, its parts, float32 `[split, n, N]`.
 
@@ -66,7 +77,7 @@ def linear(
     _check_product(x, weight)
     if isinstance(choice, str):
         return F.linear(x, weight)
-    return pick("linear", x.device, backend).run(x, weight, choice)
+    return pick("linear", x.device, backend).run(x, weight, choice, ahead)
 
 
 def linear_add_(
@@ -75,6 +86,7 @@ def linear_add_(
     weight: Float[Tensor, "N K"],
     choice: Choice = CUBLAS,
     *,
+    ahead: int | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "*S n N"] | None:
     """What is to be added to `x`, as `rms_norm` takes it; None where it was added already (`cublas-add`).
@@ -84,14 +96,19 @@ def linear_add_(
         TypeError: a dtype that is not floating point.
     """
     if choice != CUBLAS_ADD:
-        return linear(inputs, weight, choice, backend=backend)
+        return linear(inputs, weight, choice, ahead=ahead, backend=backend)
     _check_product(inputs, weight)
     x.addmm_(inputs, weight.t())
     return None
 
 
 def swiglu_linear(
-    x: Float[Tensor, "n K"], gate_up: Float[Tensor, "two_mlp K"], choice: Choice = CUBLAS, *, backend: str = "auto"
+    x: Float[Tensor, "n K"],
+    gate_up: Float[Tensor, "two_mlp K"],
+    choice: Choice = CUBLAS,
+    *,
+    ahead: int | None = None,
+    backend: str = "auto",
 ) -> Float[Tensor, "n mlp"]:
     """`swiglu(x @ gate_up.T)`, see `swiglu_linear_reference`.
 
@@ -100,9 +117,9 @@ def swiglu_linear(
         TypeError: a dtype that is not floating point.
     """
     if isinstance(choice, str):
-        return swiglu(linear(x, gate_up, choice), backend=backend)
+        return swiglu(linear(x, gate_up, choice), ahead=ahead, backend=backend)
     _check_product(x, gate_up)
-    return pick("swiglu_linear", x.device, backend).run(x, gate_up, choice)
+    return pick("swiglu_linear", x.device, backend).run(x, gate_up, choice, ahead)
 
 
 def rotary_cache_(
@@ -112,6 +129,7 @@ def rotary_cache_(
     keys: Float[Tensor, "B H n D"],
     values: Float[Tensor, "B H n D"],
     *,
+    ahead: int | None = None,
     backend: str = "auto",
 ) -> None:
     """Turned keys, and values, into the cache; see `rotary_cache_reference_`.
@@ -122,7 +140,7 @@ def rotary_cache_(
     _check_attention(qkv, cos, sin, keys, values)
     if keys.shape[2] != qkv.shape[1]:
         raise ValueError(f"the cache has {keys.shape[2]} tokens, expected the {qkv.shape[1]} of qkv")
-    pick("rotary_cache", qkv.device, backend).run(qkv, cos, sin, keys, values)
+    pick("rotary_cache", qkv.device, backend).run(qkv, cos, sin, keys, values, ahead)
 
 
 def attention(
@@ -137,6 +155,7 @@ def attention(
     *,
     tile: AttentionTile | None = None,
     out: Float[Tensor, "B n width"] | None = None,
+    ahead: int | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "B n width"]:
     """Attention of new tokens over a cache and one another, see `attention_reference`.
@@ -146,6 +165,7 @@ def attention(
             one of the cache, whose tokens follow one another; keys and values have the same strides.
         tile: how the Triton kernel is launched; None takes `AttentionTile.default`.
         out: where to write; a row of it is contiguous, and rows follow one another.
+        ahead: see the module.
         backend: `auto`, or one of the registry's.
 
     Raises:
@@ -164,7 +184,8 @@ def attention(
         raise ValueError(
             f"out has shape {list(out.shape)} and strides {out.stride()}, expected {list(shape)} and whole rows"
         )
-    pick("attention", qkv.device, backend).run(qkv, cos, sin, keys, values, key_mask, new_mask, causal, tile, out)
+    run = pick("attention", qkv.device, backend).run
+    run(qkv, cos, sin, keys, values, key_mask, new_mask, causal, tile, out, ahead)
     return out
 
 

@@ -2,7 +2,8 @@
 
 Sizes: B samples, n tokens, H heads of width D, width = H * D, P cached tokens. `qkv` is the output of one projection:
 all queries, then all keys, then all values, heads side by side. Rotary tables hold one half of the head (Llama's
-half-split layout turns both halves by the same angles).
+half-split layout turns both halves by the same angles). `tile` and `ahead` say how a kernel is launched and change
+nothing here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ def rms_norm_reference(
     weight: Float[Tensor, " width"],
     eps: float,
     delta: Float[Tensor, "*S_n width"] | None = None,
+    ahead: int | None = None,
 ) -> tuple[Float[Tensor, "*n width"], Float[Tensor, "*n width"]]:
     """`x + delta`, and its RMSNorm (Zhang and Sennrich, 2019) times `weight`.
 
@@ -34,21 +36,21 @@ def rms_norm_reference(
     return x, (wide * scale * weight.float()).to(x.dtype)
 
 
-def swiglu_reference(gate_up: Float[Tensor, "*n two_mlp"]) -> Float[Tensor, "*n mlp"]:
+def swiglu_reference(gate_up: Float[Tensor, "*n two_mlp"], ahead: int | None = None) -> Float[Tensor, "*n mlp"]:
     """`silu(gate) * up` (Shazeer, 2020), gate in the first half."""
     gate, up = gate_up.float().chunk(2, -1)
     return (F.silu(gate) * up).to(gate_up.dtype)
 
 
 def linear_reference(
-    x: Float[Tensor, "n K"], weight: Float[Tensor, "N K"], tile: Tile | None = None
+    x: Float[Tensor, "n K"], weight: Float[Tensor, "N K"], tile: Tile | None = None, ahead: int | None = None
 ) -> Float[Tensor, "n N"]:
-    """`x @ weight.T`. A tile changes nothing: what it splits, this does not."""
+    """`x @ weight.T`."""
     return (x.float() @ weight.float().T).to(x.dtype)
 
 
 def swiglu_linear_reference(
-    x: Float[Tensor, "n K"], gate_up: Float[Tensor, "two_mlp K"], tile: Tile | None = None
+    x: Float[Tensor, "n K"], gate_up: Float[Tensor, "two_mlp K"], tile: Tile | None = None, ahead: int | None = None
 ) -> Float[Tensor, "n mlp"]:
     """`swiglu(x @ gate_up.T)`."""
     gate, up = (x.float() @ gate_up.float().T).chunk(2, -1)
@@ -70,6 +72,7 @@ def rotary_cache_reference_(
     sin: Float[Tensor, "n half"],
     keys: Float[Tensor, "B H n D"],
     values: Float[Tensor, "B H n D"],
+    ahead: int | None = None,
 ) -> None:
     """Writes the turned keys, and the values, where later tokens read them."""
     _, key, value = qkv.unflatten(-1, (3, keys.shape[1], keys.shape[3])).unbind(2)
@@ -88,6 +91,7 @@ def attention_reference(
     causal: bool = False,
     tile: AttentionTile | None = None,
     out: Float[Tensor, "B n width"] | None = None,
+    ahead: int | None = None,
 ) -> Float[Tensor, "B n width"]:
     """The new tokens' queries over the cache and, with `new_mask`, over one another.
 
@@ -100,8 +104,9 @@ def attention_reference(
         key_mask: which of the cache may be seen; None: all of it.
         new_mask: `[i, j]`: may token i see token j. None: tokens see the cache only (it holds them already).
         causal: token i sees the first i + 1 of the cache.
-        tile: changes nothing here.
+        tile: see the module.
         out: where to write; None: a new tensor.
+        ahead: see the module.
 
     A token that sees nothing gets zeros.
     """

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .plans import AttentionTile
+from .triton_launch import early, started
 
 COMBINE_WIDTH = 512
 
@@ -28,6 +29,7 @@ def attention_triton(
     causal: bool = False,
     tile: AttentionTile | None = None,
     out: Float[Tensor, "B n width"] | None = None,
+    ahead: int | None = None,
 ) -> Float[Tensor, "B n width"]:
     """See `attention_reference`. Keys and values have the same strides, and a token of a head is contiguous."""
     batch, heads, cached, head_dim = keys.shape
@@ -57,11 +59,23 @@ def attention_triton(
         keys.stride(1),
         target.stride(-3),
         **constants(heads, head_dim, tile, causal),
+        **early(ahead),
     )
     if split > 1:
         block = min(COMBINE_WIDTH, triton.next_power_of_2(width))
         combine_kernel[(batch * tokens, triton.cdiv(width, block))](
-            target, stats, out, batch * tokens, tokens, out.stride(0), heads, head_dim, split, block, num_warps=4
+            target,
+            stats,
+            out,
+            batch * tokens,
+            tokens,
+            out.stride(0),
+            heads,
+            head_dim,
+            split,
+            block,
+            **early(ahead),
+            num_warps=4,
         )
     return out
 
@@ -133,8 +147,10 @@ def attention_kernel(
     BLOCK_K: tl.constexpr,
     SPLIT: tl.constexpr,
     CAUSAL: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):
     """`BLOCK_Q` queries of one head over one share of the keys; the new tokens' keys come after the cache's."""
+    started(EARLY)
     D: tl.constexpr = 2 * HALF
     o_q = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     head = tl.program_id(1)
@@ -212,8 +228,10 @@ def combine_kernel(
     D: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):
     """Some columns of one row: the parts, each scaled to the highest maximum, in their order."""
+    started(EARLY)
     WIDTH: tl.constexpr = HEADS * D
     row = tl.program_id(0).to(tl.int64)
     o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -13,33 +13,40 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .plans import Tile
+from .triton_launch import early, fetch_ahead
 
 
-def linear_triton(x: Float[Tensor, "n K"], weight: Float[Tensor, "N K"], tile: Tile) -> Float[Tensor, "*S n N"]:
+def linear_triton(
+    x: Float[Tensor, "n K"], weight: Float[Tensor, "N K"], tile: Tile, ahead: int | None = None
+) -> Float[Tensor, "*S n N"]:
     """`x @ weight.T` in `x.dtype`; with a split of more than one, its parts, float32 `[split, n, N]`."""
-    return _launch(x, weight, tile, len(weight), swiglu=False)
+    return _launch(x, weight, tile, len(weight), False, ahead)
 
 
 def swiglu_linear_triton(
-    x: Float[Tensor, "n K"], gate_up: Float[Tensor, "two_mlp K"], tile: Tile
+    x: Float[Tensor, "n K"], gate_up: Float[Tensor, "two_mlp K"], tile: Tile, ahead: int | None = None
 ) -> Float[Tensor, "n mlp"]:
     """See `swiglu_linear_reference`; gates and ups meet in float32 and are written once."""
     if tile.split != 1:
         raise ValueError(f"got split {tile.split}, expected 1: a gate is not the sum of its parts' gates")
-    return _launch(x, gate_up, tile, len(gate_up) // 2, swiglu=True)
+    return _launch(x, gate_up, tile, len(gate_up) // 2, True, ahead)
 
 
-def _launch(x: Tensor, weight: Tensor, tile: Tile, columns: int, swiglu: bool) -> Tensor:
+def _launch(x: Tensor, weight: Tensor, tile: Tile, columns: int, swiglu: bool, ahead: int | None) -> Tensor:
     rows, inner = x.shape
     shape = (rows, columns) if tile.split == 1 else (tile.split, rows, columns)
     out = torch.empty(shape, dtype=x.dtype if tile.split == 1 else torch.float32, device=x.device)
     grid = (triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n), tile.split)
-    linear_kernel[grid](x, weight, out, rows, x.stride(0), **constants(rows, columns, inner, tile, swiglu))
+    fixed = constants(rows, columns, inner, tile, swiglu, ahead)
+    linear_kernel[grid](x, weight, out, rows, x.stride(0), **fixed, **early(ahead))
     return out
 
 
-def constants(rows: int, columns: int, inner: int, tile: Tile, swiglu: bool) -> dict[str, int | bool]:
+def constants(
+    rows: int, columns: int, inner: int, tile: Tile, swiglu: bool, ahead: int | None = None
+) -> dict[str, int | bool]:
     """What the kernel is compiled for."""
+    share = inner // tile.block_k // tile.split * tile.block_k * 2  # bytes of a row that a program reads
     return {
         "N": columns,
         "K": inner,
@@ -52,6 +59,7 @@ def constants(rows: int, columns: int, inner: int, tile: Tile, swiglu: bool) -> 
         "EVEN_M": rows % tile.block_m == 0,
         "EVEN_N": columns % tile.block_n == 0,
         "EVEN_K": inner % tile.block_k == 0,
+        "AHEAD": min(ahead or 0, share),
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }
@@ -75,6 +83,8 @@ def linear_kernel(
     EVEN_M: tl.constexpr,
     EVEN_N: tl.constexpr,
     EVEN_K: tl.constexpr,
+    AHEAD: tl.constexpr = 0,
+    EARLY: tl.constexpr = False,
 ):
     """One tile of one part.
 
@@ -94,6 +104,14 @@ def linear_kernel(
     in_m, in_n = o_m < rows, o_n < N
     p_x = x + o_m.to(tl.int64)[:, None] * stride_x + o_k[None]
     p_w = weight + o_n.to(tl.int64)[:, None] * K + o_k[None]
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        if AHEAD > 0:
+            p_first = weight + tl.minimum(o_n, N - 1).to(tl.int64) * K + first * BLOCK_K
+            fetch_ahead(p_first, AHEAD)
+            if SWIGLU:
+                fetch_ahead(p_first + N * K, AHEAD)
+        tl.extra.cuda.gdc_wait()
     if SWAP:
         acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         other = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)

@@ -6,6 +6,8 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from .triton_launch import early, started
+
 ROPE_TOKENS = 8  # of a program
 
 
@@ -14,6 +16,7 @@ def rms_norm_triton(
     weight: Float[Tensor, " width"],
     eps: float,
     delta: Float[Tensor, "*S_n width"] | None = None,
+    ahead: int | None = None,
 ) -> tuple[Float[Tensor, "*n width"], Float[Tensor, "*n width"]]:
     """See `rms_norm_reference`; contiguous tensors, one row a program."""
     width, rows = x.shape[-1], x.numel() // x.shape[-1]
@@ -21,14 +24,35 @@ def rms_norm_triton(
     summed, normed = x if delta is None else torch.empty_like(x), torch.empty_like(x)
     block = triton.next_power_of_2(width)
     rms_norm_kernel[(rows,)](
-        x, delta, weight, summed, normed, rows, eps, width, parts, block, num_warps=min(max(block // 512, 1), 8)
+        x,
+        delta,
+        weight,
+        summed,
+        normed,
+        rows,
+        eps,
+        width,
+        parts,
+        block,
+        **early(ahead),
+        num_warps=min(max(block // 512, 1), 8),
     )
     return summed, normed
 
 
 @triton.jit(do_not_specialize=["rows"])
 def rms_norm_kernel(
-    x, delta, weight, summed, normed, rows, eps, WIDTH: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr
+    x,
+    delta,
+    weight,
+    summed,
+    normed,
+    rows,
+    eps,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):
     """One row. The parts of `delta` are added in their order: the same bits in every run."""
     dtype: tl.constexpr = x.dtype.element_ty
@@ -36,6 +60,7 @@ def rms_norm_kernel(
     o = tl.arange(0, BLOCK)
     inside = o < WIDTH
     w = tl.load(weight + o, mask=inside, other=0.0).to(tl.float32)
+    started(EARLY)
     value = tl.load(x + row + o, mask=inside, other=0.0).to(tl.float32)
     if PARTS > 0:
         added = tl.zeros((BLOCK,), tl.float32)
@@ -48,18 +73,20 @@ def rms_norm_kernel(
     tl.store(normed + row + o, (value * scale * w).to(dtype), mask=inside)
 
 
-def swiglu_triton(gate_up: Float[Tensor, "*n two_mlp"]) -> Float[Tensor, "*n mlp"]:
+def swiglu_triton(gate_up: Float[Tensor, "*n two_mlp"], ahead: int | None = None) -> Float[Tensor, "*n mlp"]:
     """See `swiglu_reference`; a contiguous tensor."""
     mlp = gate_up.shape[-1] // 2
     out = gate_up.new_empty(*gate_up.shape[:-1], mlp)
     block = min(1024, triton.next_power_of_2(mlp))
-    swiglu_kernel[(out.numel() // mlp, triton.cdiv(mlp, block))](gate_up, out, mlp, block, num_warps=4)
+    grid = (out.numel() // mlp, triton.cdiv(mlp, block))
+    swiglu_kernel[grid](gate_up, out, mlp, block, **early(ahead), num_warps=4)
     return out
 
 
 @triton.jit
-def swiglu_kernel(gate_up, out, MLP: tl.constexpr, BLOCK: tl.constexpr):
+def swiglu_kernel(gate_up, out, MLP: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr = False):
     """A part of one row."""
+    started(EARLY)
     row = tl.program_id(0).to(tl.int64)
     o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = o < MLP
@@ -74,6 +101,7 @@ def rotary_cache_triton_(
     sin: Float[Tensor, "n half"],
     keys: Float[Tensor, "B H n D"],
     values: Float[Tensor, "B H n D"],
+    ahead: int | None = None,
 ) -> None:
     """See `rotary_cache_reference_`; a cached token is contiguous, and so are rows of `qkv` and the tables."""
     batch, heads, tokens, head_dim = keys.shape
@@ -91,6 +119,7 @@ def rotary_cache_triton_(
         HEADS=heads,
         HALF=head_dim // 2,
         TOKENS=ROPE_TOKENS,
+        **early(ahead),
         num_warps=4,
     )
 
@@ -110,8 +139,10 @@ def rotary_cache_kernel(
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
     TOKENS: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):
     """Some tokens of one head; keys and values have the same strides."""
+    started(EARLY)
     D: tl.constexpr = 2 * HALF
     o_n = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     head = tl.program_id(1)

@@ -57,15 +57,22 @@ class FusedBackbone(Backbone):
         backbone: on its device and in its dtype.
         positions: the most that a prefix and the queries behind it have.
         plans: tiles; None: those for the device.
+        ahead: see `rsd_fast.kernels.transformer.op`; None: no kernel starts before the one in front has ended.
         backend: of the kernels.
     """
 
     def __init__(
-        self, backbone: Backbone, positions: int, plans: Plans | None = None, backend: str = "auto"
+        self,
+        backbone: Backbone,
+        positions: int,
+        plans: Plans | None = None,
+        ahead: int | None = None,
+        backend: str = "auto",
     ) -> None:
         nn.Module.__init__(self)
         self.config, self.layers, self.norm = backbone.config, backbone.layers, backbone.norm
-        self.positions, self.backend, self._plans = positions, backend, plans
+        self.positions, self._plans = positions, plans
+        self.options: dict[str, Any] = {"ahead": ahead, "backend": backend}
         self.train(backbone.training)
         self.pack()
 
@@ -94,10 +101,10 @@ class FusedBackbone(Backbone):
         keys, values = self._new_cache(x, tokens)
 
         def attend(i: int, qkv: Tensor) -> Tensor:
-            rotary_cache_(qkv, cos, sin, keys[i], values[i], backend=self.backend)
+            rotary_cache_(qkv, cos, sin, keys[i], values[i], **self.options)
             tile = self._tile("prefill", tokens)
             return attention(
-                qkv, cos, sin, keys[i], values[i], mask, None, self.config.causal, tile=tile, backend=self.backend
+                qkv, cos, sin, keys[i], values[i], mask, None, self.config.causal, tile=tile, **self.options
             )
 
         return keys, values, self._run(x, attend)
@@ -120,7 +127,7 @@ class FusedBackbone(Backbone):
 
         def attend(i: int, qkv: Tensor) -> Tensor:
             key, value = keys[i][:, :, :cached], values[i][:, :, :cached]
-            return attention(qkv, cos, sin, key, value, prefix_mask, query_mask, tile=tile, backend=self.backend)
+            return attention(qkv, cos, sin, key, value, prefix_mask, query_mask, tile=tile, **self.options)
 
         return self._run(x, attend)
 
@@ -140,16 +147,16 @@ class FusedBackbone(Backbone):
         cos, sin = self._rotary(0, prefix)
         query_rotary = self._rotary(prefix if start is None else start, tokens)
         keys, values = self._new_cache(x, prefix)
-        causal, backend = self.config.causal, self.backend
+        causal, options = self.config.causal, self.options
         tiles = self._tile("prefill", prefix), self._tile("pass", tokens)
 
         def attend(i: int, qkv: Tensor) -> Tensor:
             key, value = keys[i], values[i]
             own, behind = qkv[:, :prefix], qkv[:, prefix:]
             out = qkv.new_empty(*qkv.shape[:2], self.config.width)
-            rotary_cache_(own, cos, sin, key, value, backend=backend)
+            rotary_cache_(own, cos, sin, key, value, **options)
             attention(
-                own, cos, sin, key, value, mask, None, causal, tile=tiles[0], out=out[:, :prefix], backend=backend
+                own, cos, sin, key, value, mask, None, causal, tile=tiles[0], out=out[:, :prefix], **options
             )
             attention(
                 behind,
@@ -160,7 +167,7 @@ class FusedBackbone(Backbone):
                 query_mask,
                 tile=tiles[1],
                 out=out[:, prefix:],
-                backend=backend,
+                **options,
             )
             return out
 
@@ -169,22 +176,22 @@ class FusedBackbone(Backbone):
 
     def _run(self, x: Float[Tensor, "B n width"], attend: Attend) -> Float[Tensor, "B n width"]:
         """All layers and the last norm. The residual stream has the dtype of the weights."""
-        shape, eps, backend = x.shape, self.config.rms_eps, self.backend
+        shape, eps, options = x.shape, self.config.rms_eps, self.options
         plan, rows = self.plans.linear, x.shape[0] * x.shape[1]
         # A copy: products may add to it where it stands.
         x = x.detach().to(self.norm.weight.dtype).reshape(rows, shape[2]).clone()
-        x, hidden = rms_norm(x, self.packed[0].input_norm, eps, backend=backend)
+        x, hidden = rms_norm(x, self.packed[0].input_norm, eps, **options)
         norms = [layer.input_norm for layer in self.packed[1:]] + [self.norm.weight.detach()]
         for i, (layer, next_norm) in enumerate(zip(self.packed, norms, strict=True)):
-            qkv = linear(hidden, layer.qkv, plan("linear", rows, *layer.qkv.shape), backend=backend)
+            qkv = linear(hidden, layer.qkv, plan("linear", rows, *layer.qkv.shape), **options)
             attended = attend(i, qkv.view(shape[0], shape[1], -1)).view(rows, -1)
             choice = plan("add", rows, *layer.out.shape)
-            delta = linear_add_(x, attended, layer.out, choice, backend=backend)
-            x, hidden = rms_norm(x, layer.middle_norm, eps, delta, backend=backend)
+            delta = linear_add_(x, attended, layer.out, choice, **options)
+            x, hidden = rms_norm(x, layer.middle_norm, eps, delta, **options)
             choice = plan("swiglu", rows, self.config.mlp_width, shape[2])
-            active = swiglu_linear(hidden, layer.gate_up, choice, backend=backend)
-            delta = linear_add_(x, active, layer.down, plan("add", rows, *layer.down.shape), backend=backend)
-            x, hidden = rms_norm(x, next_norm, eps, delta, backend=backend)
+            active = swiglu_linear(hidden, layer.gate_up, choice, **options)
+            delta = linear_add_(x, active, layer.down, plan("add", rows, *layer.down.shape), **options)
+            x, hidden = rms_norm(x, next_norm, eps, delta, **options)
         return hidden.view(shape)
 
     def _new_cache(self, x: Tensor, tokens: int) -> tuple[list[Tensor], list[Tensor]]:
