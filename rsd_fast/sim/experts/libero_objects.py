@@ -58,13 +58,11 @@ class Grasp:
     Attributes:
         offset: of the hand from the object's origin, in the object's frame.
         rotation: of the hand, in the world.
-        width: of what will be between the fingers; 0 for a rim.
         cost: the lower, the freer the way of the fingers and the less wrist and arm strain.
     """
 
     offset: Point
     rotation: Rotation
-    width: float
     origin: Point
     turn: Rotation
     cost: float
@@ -123,13 +121,13 @@ def candidates(scene: Scene, name: str, ahead: Point, whim: Sequence[float]) -> 
             cost += _awkward(scene, place) + _awkward(scene, place + ahead - scene.position(name))
             cost -= 0.0 if out is None else float(along @ out[:2])
             cost += 0.0 if shape.rim else 8 * slid + 30 * max(0.0, width - 0.06)
-            found.append(_grasp(scene, name, place, HOME_YAW + yaw, 0.0 if shape.rim else width, cost))
+            found.append(_grasp(scene, name, place, HOME_YAW + yaw, cost))
     return found
 
 
-def _grasp(scene: Scene, name: str, place: Point, yaw: float, width: float, cost: float) -> Grasp:
+def _grasp(scene: Scene, name: str, place: Point, yaw: float, cost: float) -> Grasp:
     origin, turn = scene.position(name), scene.rotation(name)
-    return Grasp(turn.T @ (place - origin), pointing_down(yaw), width, origin, turn, cost)
+    return Grasp(turn.T @ (place - origin), pointing_down(yaw), origin, turn, cost)
 
 
 def _extent(points: Points, middle: Point, along: np.ndarray) -> tuple[float, np.ndarray]:

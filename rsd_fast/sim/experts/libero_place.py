@@ -17,7 +17,7 @@ ROOM = 0.025  # between what travels and what it passes over
 NEAR, KEEN = 0.02, 2.0  # where commands are larger, and how much
 ON_TARGET = 0.012  # of what is held, to the side, when it goes down
 TOLERANCE, DRIFT = 0.006, 0.015  # of the hand when it begins to close, and until it has
-OPENED = 0.06  # gap of fingers that count as open
+OPENED, EMPTY = 0.06, 0.003  # gap of fingers that count as open, and that hold nothing
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Place:
         if held:
             return self.carry(hand)
         tolerance = DRIFT if scene.closing() else TOLERANCE
-        if skills.at_grasp(hand, grip, rotation, tolerance) and hand.gap > max(0.003, self.grasp.width - 0.015):
+        if skills.at_grasp(hand, grip, rotation, tolerance) and hand.gap > EMPTY:
             return skills.grasp(hand, grip, rotation)
         return self.reach(hand, grip)
 

@@ -45,6 +45,9 @@ class Scene:
         self.solid &= model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE
         self.parts = cache(self._parts)
         self.robot = np.isin(model.geom_bodyid, self._robot_bodies())
+        important = simulator.robots[0].gripper.important_geoms
+        named = [important["left_finger"], important["right_finger"]]
+        self.fingers = [np.isin(np.arange(model.ngeom), [model.geom(geom).id for geom in finger]) for finger in named]
         self.base: Point = np.array(self.data.body("robot0_base").xpos)
 
     def goals(self) -> list[Goal]:
@@ -108,8 +111,8 @@ class Scene:
 
     def grasped(self, name: str) -> bool:
         """Whether both fingers touch the object."""
-        gripper = self.simulator.robots[0].gripper
-        return bool(self.simulator._check_grasp(gripper=gripper, object_geoms=self.simulator.get_object(name)))
+        own = self.parts(name)
+        return all(self.touching(own, finger) for finger in self.fingers)
 
     def closing(self) -> bool:
         """Whether the fingers are on their way together, or pressing on something between them."""
