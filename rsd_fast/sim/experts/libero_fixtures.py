@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation as Rotations
 
 from . import skills
 from .libero_objects import Grasp, pointing_down, shape_of
-from .libero_place import Manner, Place
+from .libero_place import KEEN, NEAR, Manner, Place
 from .libero_scene import Goal, Job, Kind, Points, Scene
 from .skills import CLOSE, OPEN, Command, Hand, Point, Rotation
 
@@ -22,7 +22,7 @@ UP = np.array([0.0, 0.0, 1.0])
 FAR = 0.10  # of the hand before it comes near, along its own axis
 OPENED = 0.06  # gap of fingers that count as open
 ROOM, SKIM = 0.015, 0.015  # to the sides of an overhead drawer, and above the table beneath it
-BESIDE = 0.05  # room that the hand keeps beside a drawer
+BESIDE, OVER = 0.015, 0.05  # room that the fingers keep beside and over a drawer
 WIDE, SHUT = 0.155, 0.12  # how far a drawer is pulled, and less than that counts as not open enough
 
 
@@ -77,7 +77,10 @@ def come(hand: Hand, position: Point, rotation: Rotation, far: float = FAR, spee
     """Down a funnel along the hand's own axis, with open fingers."""
     axis, gap = rotation[:, 2], position - hand.position
     aside = float(np.linalg.norm(gap - axis * (gap @ axis))) + 0.04 * max(0.0, turned(hand, rotation) - 0.06)
-    return skills.move(hand, position - axis * skills.funnel(aside, far), rotation, OPEN, speed)
+    goal = position - axis * skills.funnel(aside, far)
+    if aside < NEAR:  # friction swallows small commands
+        goal = goal + (KEEN - 1) * (goal - hand.position)
+    return skills.move(hand, goal, rotation, OPEN, speed)
 
 
 class OpenDrawer:
@@ -209,7 +212,7 @@ class Push:
         ahead = level(goal - at)
         rotation = raking(-ahead, self.tilt, 1.0 if ahead[1] > 0 else -1.0)
         floor = self.scene.bottom(self.thing) + self.low
-        behind = self.radius + 0.016
+        behind = self.radius + 0.008  # the fingers are to the sides, where the rim curves away
         start = np.array([*(at - ahead * behind)[:2], floor])
         offset = hand.position - at
         along, aside = float(offset @ ahead), float(offset @ np.cross(UP, ahead))
@@ -261,14 +264,14 @@ class IntoDrawer(Place):
         reach = float(((points - middle) @ towards).max())
         place = middle + towards * (reach - shape.inset)
         place[2] = high[2] - shape.depth
-        return Grasp(turn.T @ (place - origin), rotation, 0.0, origin, turn, 0.0)
+        return Grasp(offset=turn.T @ (place - origin), rotation=rotation, origin=origin, turn=turn, cost=0.0)
 
     def reach(self, hand: Hand, grip: Point) -> Command:
         """Along the hand's axis; up and out first where the drawer is in the way."""
         assert self.grasp is not None
         low, high = corners(self.scene.points(self.drawer.geoms))
         inside = (hand.position > low - BESIDE)[:2].all() and (hand.position < high + BESIDE)[:2].all()
-        if inside and hand.position[2] < high[2] + BESIDE:
+        if inside and low[2] < hand.position[2] < high[2] + OVER:
             away = UP * 0.05 + self.drawer.out * (0.05 if hand.position[2] > high[2] else 0.0)
             return skills.move(hand, hand.position + away, self.grasp.rotation, OPEN)
         return come(hand, grip, self.grasp.rotation, 0.12, self.manner.speed)
