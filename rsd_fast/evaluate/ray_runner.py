@@ -8,6 +8,7 @@ nothing.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -71,13 +72,12 @@ class RayPolicies:
         cpus, gpus: what the actor holds of its node.
     """
 
-    gpu = None  # simulators are elsewhere
+    gpu: int | None = None  # simulators are elsewhere
 
     def __init__(self, load: Callable[[], Policies], cpus: int, gpus: int) -> None:
-        actor = ray.remote(PolicyActor).options(  # type: ignore[attr-defined]  # what ray.remote returns is not typed
-            num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=-1
-        )
-        self._actor: Any = actor.remote(load)
+        remote: Any = ray.remote(PolicyActor)
+        wanted = remote.options(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=-1)
+        self._actor = wanted.remote(load)
         described: Description = _get(self._actor.describe.remote())
         self.chunk, self.gripper, self.image_size = described.chunk, described.gripper, described.image_size
         self._settings = described.settings
@@ -125,7 +125,7 @@ def on_ray(
         yield (
             policies,
             Place(
-                partial(RaySimulator, retries=config.retries, environment=variables),
+                partial(RaySimulator, environment=variables),
                 simulators,
                 {"cores": total, "workers": simulators, "threads": there.threads, "nodes": nodes},
                 ready_actors,
@@ -140,7 +140,7 @@ def connect(address: str) -> None:
     """Joins the cluster at `address`; `local` starts one on this machine, `auto` finds one that runs here."""
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of ours reports to nobody
-    ray.init(address=address, log_to_driver=False, logging_level="error")
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
 
 def load_here(config: EvalConfig) -> Policies:

@@ -22,6 +22,10 @@ from .chunked import ChunkedEnv
 from .suites import Observation, Suite
 from .vector import Reply, SimulatorCrash, prepare_process
 
+# How often Ray asks an actor again whose process or node is gone, before it counts as crashed. A node that dies costs
+# several: it takes Ray a while to notice.
+RETRIES = 5
+
 
 @dataclass(frozen=True)
 class Told:
@@ -75,7 +79,6 @@ class RaySimulator:
 
     Args:
         suite, chunk, image_size, timeout: see `Simulator`.
-        retries: how often Ray starts an actor that has died anew and asks it again, before it counts as crashed.
         environment: variables that simulators read.
     """
 
@@ -85,17 +88,15 @@ class RaySimulator:
         chunk: int,
         image_size: int,
         timeout: float,
-        *,
-        retries: int,
         environment: Mapping[str, str],
     ) -> None:
         self.task: str | None = None
         self.timeout = timeout
-        actor = ray.remote(SimulatorActor).options(  # type: ignore[attr-defined]  # what ray.remote returns is not typed
-            max_restarts=-1, max_task_retries=retries, scheduling_strategy="SPREAD"
-        )
-        self._actor: Any = actor.remote(suite, chunk, image_size, environment)
-        self._episode, self._options, self._sent = 0, {}, 0.0
+        remote: Any = ray.remote(SimulatorActor)
+        wanted = remote.options(max_restarts=-1, max_task_retries=RETRIES, scheduling_strategy="SPREAD")
+        self._actor = wanted.remote(suite, chunk, image_size, environment)
+        self._episode, self._sent = 0, 0.0
+        self._options: dict[str, Any] = {}
         self._chunks: list[np.ndarray] = []
         self._observation: Any = None
         self.told: Any = None  # reference to the answer to the pending command
