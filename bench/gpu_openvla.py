@@ -338,6 +338,41 @@ def compile_(bench: Bench) -> None:
             row("vision, 2 images", partial(tower, images), vision_cost(tower, images.shape[1]))
 
 
+def profile(bench: Bench) -> None:
+    """Where the microseconds of the best stack's stages go: kernels of one replay, by name; and the time of none."""
+    if bench.device.type != "cuda":
+        return
+    mains = bench.stacks[bench.best]
+    main, inputs = mains["redundant"], bench.inputs["redundant"]
+    features = main.encode_images(inputs.images)
+    prefix = main.prefill(inputs, features, in_place=True)
+    c = main.config.head
+    codes = torch.zeros(1, c.layers, c.steps, c.latent_dims, dtype=torch.int32, device=bench.device)
+    calls: dict[str, Run] = {
+        "vision": partial(main.encode_images, inputs.images),
+        "prefill": partial(main.prefill, inputs, features, in_place=True),
+        "pass": partial(main.decode, prefix, codes),
+    }
+    for name, run in calls.items():
+        replay = captured(run, bench.device)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+            replay()
+            torch.cuda.synchronize()
+        kernels = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        spent: dict[str, list[float]] = {}
+        for event in kernels:
+            spent.setdefault(event.name[:90], []).append(event.time_range.elapsed_us())
+        spans = sorted((event.time_range.start, event.time_range.end) for event in kernels)
+        busy, reached = 0.0, spans[0][0] if spans else 0.0
+        for start, end in spans:
+            busy += max(end - max(start, reached), 0.0)
+            reached = max(reached, end)
+        whole = reached - spans[0][0] if spans else 0.0
+        bench.emit("profile", name, bench.best, whole_us=whole, idle_us=whole - busy, kernels=len(kernels))
+        for kernel, times in sorted(spent.items(), key=lambda item: -sum(item[1]))[:12]:
+            bench.emit("profile", name, kernel, us=sum(times), count=len(times), us_each=sum(times) / len(times))
+
+
 def load(bench: Bench) -> None:
     """A checkpoint from disk to the device."""
     from rsd_fast.models.loading import from_openvla
@@ -362,6 +397,7 @@ RUNS: dict[str, Callable[[Bench], None]] = {
     "oft": oft,
     "transformers": transformers,
     "accuracy": accuracy,
+    "profile": profile,
     "compile": compile_,
 }
 

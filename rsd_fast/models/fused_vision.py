@@ -9,7 +9,7 @@ What differs from `rsd_fast.models.vision`, which stays the reference:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from rsd_fast.kernels.vision import add_layer_norm_, gelu_, normalized_patches
-from rsd_fast.models.vision import Block, VisionConfig, VisionTower, VisionTransformer
+from rsd_fast.models.vision import Block, LayerScale, VisionConfig, VisionTower, VisionTransformer
 
 COLUMN_MULTIPLE = 64  # columns of the patch matrix: rows start on 128 bytes, and tiles have no ragged edge
 
@@ -34,6 +34,7 @@ class FusedTransformer:
             raise ValueError(f"got stem_widths {config.stem_widths}, expected a plain ViT: one patchifying convolution")
         self.config = config
         self.reference = reference
+        self.blocks = cast(list[Block], list(reference.blocks))
         projection = reference.patch_embed.proj
         weight = projection.weight.detach().permute(0, 2, 3, 1).flatten(1)  # [width, row, column, channel]
         self.patch_weight = F.pad(weight, (0, patch_columns(config) - weight.shape[1]))
@@ -65,12 +66,14 @@ class FusedTransformer:
     def run(self, patches: Float[Tensor, "b patches columns"], out: Float[Tensor, "b patches width"]) -> None:
         """Normalised patches -> features, written to `out`."""
         x = self.embed(patches)
-        branch, scale = None, None
-        for block in self.reference.blocks:
+        branch: Tensor | None = None
+        scale: Tensor | None = None
+        for block in self.blocks:
             branch = self.attention(block, _add_norm(x, branch, scale, block.norm1))
             scale = _scale(block.ls1)
             branch = self.mlp(block, _add_norm(x, branch, scale, block.norm2))
             scale = _scale(block.ls2)
+        assert branch is not None  # a ViT has blocks
         x, branch = x[:, self.extra :], branch[:, self.extra :]
         if scale is None:
             torch.add(x, branch, out=out)
@@ -172,4 +175,4 @@ def _add_norm(x: Tensor, branch: Tensor | None, scale: Tensor | None, norm: nn.L
 
 
 def _scale(module: nn.Module) -> Tensor | None:
-    return None if isinstance(module, nn.Identity) else module.scale_factor
+    return module.scale_factor if isinstance(module, LayerScale) else None
