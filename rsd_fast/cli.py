@@ -17,6 +17,7 @@ from tyro.conf import subcommand
 from rsd_fast.evaluate.config import EvalConfig, InfoConfig, ProfileConfig, ReportConfig
 from rsd_fast.evaluate.grid import SweepConfig
 from rsd_fast.models.convert_config import ConvertConfig
+from rsd_fast.models.tune_config import TuneConfig
 from rsd_fast.train.config import AllTraining, CodecTraining, DemosConfig, DraftTraining, MainTraining, RenderConfig
 from rsd_fast.train.named import named_in, named_training
 
@@ -51,6 +52,7 @@ COMMANDS: dict[str, Command] = {
     "train draft": Command(DraftTraining, "rsd_fast.train.draft:run", resumes=True),
     "train all": Command(AllTraining, "rsd_fast.train.all:run", resumes=True),
     "convert": Command(ConvertConfig, "rsd_fast.models.convert:run"),
+    "tune": Command(TuneConfig, "rsd_fast.models.tune:run", resumes=True),
     "eval": Command(EvalConfig, "rsd_fast.evaluate.runner:run", resumes=True),
     "sweep": Command(SweepConfig, "rsd_fast.evaluate.sweep:run", resumes=True),
     "report": Command(ReportConfig, "rsd_fast.evaluate.report:run"),
