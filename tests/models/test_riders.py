@@ -40,5 +40,5 @@ def test_the_fused_backbone_runs_them_side_by_side():
 @torch.inference_mode()
 def test_a_head_that_reads_codes_cannot_ride():
     assert MAIN.can_ride("parallel") and not MAIN.can_ride("hierarchical")
-    with pytest.raises(ValueError, match="got rider 'hierarchical', expected a head whose queries do not depend on codes"):
+    with pytest.raises(ValueError, match="got rider 'hierarchical', expected a head whose queries do not depend"):
         MAIN.prefill(inputs_of(MAIN, 1), rider="hierarchical")
