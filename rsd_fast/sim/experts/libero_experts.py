@@ -14,13 +14,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..libero_env import LiberoEnv
-from . import libero_fixtures
+from . import libero_awkward, libero_fixtures
 from .libero_place import make_place
 from .libero_scene import Goal, Job, Kind, Scene
 from .skills import OPEN, Command, Hand
 
 PLACE = Kind(lambda scene, goal: goal[0] in ("on", "in"), make_place)
-KINDS: tuple[Kind, ...] = (*libero_fixtures.KINDS, PLACE)
+KINDS: tuple[Kind, ...] = (*libero_awkward.KINDS, *libero_fixtures.KINDS, PLACE)
 
 
 class Expert:
