@@ -1,4 +1,4 @@
-"""What `rsd-fast sweep` can be told, and the evaluations it becomes. Imports nothing heavy: `--help` reads this file."""
+"""What `rsd-fast sweep` can be told, and the evaluations it becomes. Imports nothing heavy: `--help` reads this."""
 
 from __future__ import annotations
 

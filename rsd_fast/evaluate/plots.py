@@ -55,6 +55,8 @@ def save_plots(summary: Summary, folder: Path) -> list[Path]:
 def save(figure: Figure, path: Path) -> list[Path]:
     """Writes a figure as PATH.png and PATH.svg; the caller has set the style."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # its work is done, and would be done again for each file
     figure.savefig(path.with_name(path.name + ".png"), dpi=200)
     figure.savefig(path.with_name(path.name + ".svg"), metadata={"Date": None})
     return [path.with_name(path.name + ending) for ending in (".png", ".svg")]

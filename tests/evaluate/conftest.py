@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rsd_fast.evaluate import pareto, plots
 from rsd_fast.evaluate.config import EvalConfig
 from rsd_fast.evaluate.policies import Policies
 from rsd_fast.evaluate.records import EpisodeRow, Records
@@ -21,6 +22,19 @@ def fast_and_slow() -> Policies:
     """Mode `rsd` takes one pass and always succeeds; `sequential` takes three and is too slow from state 3 on."""
     modes = {"sequential": FakePolicy(0.25), "rsd": FakePolicy(1.0, passes=1, drafted=2)}
     return Policies(dict(modes), {"checkpoint": "fake"})
+
+
+@pytest.fixture
+def all_figures() -> None:
+    """Asks for every figure of a report."""
+
+
+@pytest.fixture(autouse=True)
+def only_the_overview(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take most of a report's time; tests of other things draw one."""
+    if "all_figures" not in request.fixturenames:
+        monkeypatch.setattr(plots, "PANELS", {})
+        monkeypatch.setattr(pareto, "draw_pareto", lambda *_: None)
 
 
 @pytest.fixture

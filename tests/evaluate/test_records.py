@@ -1,11 +1,12 @@
 """Rows on disk: kills, retries, shards."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from rsd_fast.evaluate.records import EpisodeRow, Records, mode_order, write_header
+from rsd_fast.evaluate.records import EpisodeRow, Records, mode_order, passes_trace, write_header
 
 MakeRow = Callable[..., EpisodeRow]
 
@@ -82,3 +83,43 @@ def test_modes_keep_the_order_in_which_they_were_asked_for(tmp_path: Path, make_
         records.add(make_row(mode=mode))
     write_header(tmp_path, {"modes": ["sequential", "rsd"]})
     assert mode_order(records) == ["sequential", "rsd", "jacobi"]
+
+
+def test_rows_of_older_versions_load(tmp_path: Path, make_row: MakeRow) -> None:
+    records = Records.open(tmp_path)
+    records.add(make_row(aperture=[0.1], height=[0.2]))
+    values = json.loads(records.file.read_text())
+    del values["aperture"], values["height"]
+    records.file.write_text(json.dumps(values) + "\n")
+    assert list(Records.open(tmp_path).rows.values()) == [make_row()]
+
+
+def test_suites_of_one_mode_may_differ_in_settings(tmp_path: Path, make_row: MakeRow) -> None:
+    settings = make_row().settings
+    Records.open(tmp_path / "a").add(make_row())
+    Records.open(tmp_path / "b").add(make_row(suite="other", settings={**settings, "settling_steps": 10}))
+    assert len(Records.merge([tmp_path / "a", tmp_path / "b"]).rows) == 2
+
+
+def test_replan_intervals_make_modes_of_their_own(tmp_path: Path, make_row: MakeRow) -> None:
+    folders = [tmp_path / "long", tmp_path / "short"]
+    for folder, replan in zip(folders, (4, 2), strict=True):
+        write_header(folder, {"modes": ["sequential", "rsd:theta=1"]})
+        for mode in ("rsd:theta=1", "sequential"):
+            Records.open(folder).add(make_row(mode=mode, settings={**make_row().settings, "replan": replan}))
+    merged = Records.merge(folders)
+    assert mode_order(merged, folders) == [
+        *("sequential:replan=4", "sequential:replan=2", "rsd:theta=1,replan=4", "rsd:theta=1,replan=2")
+    ]
+    assert mode_order(Records.merge(folders[:1])) == ["sequential", "rsd:theta=1"]
+
+
+def test_the_passes_of_a_mode_come_episode_after_episode_without_errors(tmp_path: Path, make_row: MakeRow) -> None:
+    records = Records.open(tmp_path)
+    records.add(make_row(mode="rsd", init_state=1, passes=[2, 1]))
+    records.add(make_row(mode="rsd", init_state=0, passes=[1, 1, 3]))
+    records.add(make_row(mode="rsd", init_state=2, passes=[7], outcome="error", error="died"))
+    records.add(make_row())
+    assert passes_trace(tmp_path, "rsd") == [1, 1, 3, 2, 1]
+    with pytest.raises(ValueError, match=r"got mode 'jacobi', expected one of \['rsd', 'sequential'\]"):
+        passes_trace(tmp_path, "jacobi")

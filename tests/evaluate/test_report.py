@@ -76,6 +76,61 @@ def test_figure_is_drawn_as_png_and_svg(folder: Path) -> None:
     assert (folder / "report.svg").read_text() == svg
 
 
+def test_a_report_over_suites_has_rows_for_each_and_for_all(folder: Path, tmp_path: Path, make_row: MakeRow) -> None:
+    other = Records.open(tmp_path / "other")
+    write_header(other.folder, {"modes": ["sequential", "rsd"], "tasks": [{"name": "Push"}]})
+    for state in range(2):  # a task of the same name is another task
+        other.add(make_row(suite="other", init_state=state, cap=99))
+        other.add(make_row(suite="other", init_state=state, cap=99, mode="rsd", ms=[40.0, 40.0]))
+    summary = write_report(ReportConfig(folders=(folder, other.folder), out=tmp_path / "both"))
+    text = (tmp_path / "both" / "report.md").read_text()
+    assert text.startswith("# fake, other: sequential, rsd\n")
+    assert "- control steps, at most: fake 40, other 99\n" in text
+    assert "| fake | Push | sequential | 3/4 |" in text
+    assert "| fake | all | sequential | 6/8 |" in text
+    assert "| other | Push | sequential | 2/2 |" in text
+    assert "| other | all | rsd | 2/2 | 34-100 % | 3.00 | 0.00 | 40.0 | 40.0 | 10.00 | 0.38x |" in text
+    assert "| all | all | sequential | 8/10 |" in text
+    assert "| all | all | rsd | sequential | 8 | 2 | 0 |" in text
+    assert "| other | rsd | first third | 2 | 3.00 |" in text
+    assert [group.mode for group in summary.over_all] == ["sequential", "rsd"]
+    both = summary.group("sequential", suite="other")
+    assert both is not None and both.success.episodes == 2
+
+
+@pytest.mark.usefixtures("all_figures")
+def test_every_panel_is_a_figure_of_its_own_for_a_paper(folder: Path) -> None:
+    write_report(ReportConfig(folders=(folder,)))
+    names = {"success", "passes", "latency", "phases", "acceptance", "pareto_latency", "pareto_passes"}
+    found = {path.name for path in (folder / "plots").iterdir()}
+    assert found == {f"{name}.{ending}" for name in names for ending in ("png", "svg")}
+    pareto = (folder / "plots" / "pareto_latency.svg").read_text()
+    assert all(words in pareto for words in ("Pareto front", "sequential", "median latency of a chunk [ms]"))
+    text = (folder / "report.md").read_text()
+    assert "![pareto_latency](plots/pareto_latency.png)" in text
+    front = text[text.index("## Success against latency") : text.index("## Passes")]
+    assert "| rsd | 6/6 + 2 errors |" in front
+    assert "sequential |" not in front.split("|---", 1)[1]  # slower, and no better
+
+
+@pytest.mark.usefixtures("all_figures")
+def test_many_modes_become_shades_with_numbers(tmp_path: Path, make_row: MakeRow) -> None:
+    records = Records.open(tmp_path)
+    modes = ["sequential", *(f"rsd:rule=exact,theta={theta}" for theta in (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1))]
+    for number, mode in enumerate(modes):
+        of_mode = {"mode": mode.partition(":")[0], "rule": "exact", "theta": number / 7}
+        settings = {**make_row().settings, **of_mode}
+        rates = [[0.25 + number / 100]] * 2
+        records.add(make_row(mode=mode, settings=settings, passes=[1, 2], kept_rates=rates, match_rates=rates))
+    write_header(tmp_path, {"modes": modes})
+    write_report(ReportConfig(folders=(tmp_path,)))
+    assert (tmp_path / "report.md").read_text().startswith("# fake: 8 modes\n")
+    overview = (tmp_path / "report.svg").read_text()
+    assert all(words in overview for words in ("rsd exact, \u03b8 0.5", "2.00", "30 %", "Latency", "layer 0"))
+    pareto = (tmp_path / "plots" / "pareto_passes.svg").read_text()
+    assert all(words in pareto for words in ("rule exact", "passes a chunk (mean)", "\u03b8 1"))
+
+
 def test_shards_make_one_report_elsewhere(folder: Path, tmp_path: Path, make_row: MakeRow) -> None:
     shard = Records.open(tmp_path / "shard")
     shard.add(make_row(init_state=9))
