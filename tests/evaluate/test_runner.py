@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,22 @@ def test_a_broken_simulator_costs_one_episode_which_is_tried_again(
     shown = capsys.readouterr()
     assert f"Push 1 rsd: error, trying again: {error}".replace("\\", "") in shown.err
     assert "3/3" in shown.out
+
+
+def test_a_worker_killed_in_the_middle_changes_nothing(run: Run, tmp_path: Path, marks: Path) -> None:
+    out = tmp_path / "killed"
+
+    def kill_one() -> None:
+        wait_until(lambda: len(Records.open(out).rows) >= 2)
+        os.kill(int(next(marks.glob("process_*")).name.split("_")[1]), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    killed = run(FakeSuite(marks, pause=0.02), tasks=("Push", "Pull"), trials=3, workers=2, out=out)
+    killer.join()
+    lines = killed.file.read_text().splitlines()
+    assert len(lines) == 13 and sum("the simulator's process died (SIGKILL)" in line for line in lines) == 1
+    assert told(killed) == told(run(FakeSuite(marks), tasks=("Push", "Pull"), trials=3, out=tmp_path / "undisturbed"))
 
 
 def test_an_error_that_stays_is_shown_and_not_counted(
