@@ -136,7 +136,7 @@ class OptimizerOptions(DataOptions):
     resume: bool = True
     """Go on from the last saved state, if there is one."""
     compile: bool = False
-    """Compile the loss with torch.compile: a minute of waiting, then faster steps on a GPU."""
+    """Compile the models' blocks with torch.compile: half a minute of waiting, then faster steps on a GPU."""
     cuda_graph: bool = False
     """Capture the whole step as one CUDA graph, so that a GPU does not wait for Python; needs a GPU."""
 

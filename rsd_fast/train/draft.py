@@ -5,6 +5,7 @@ Its targets are the data and main's own sequential predictions: what counts in t
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from rsd_fast.train.loop import Objective, Outcome, fit, half_precision
 from rsd_fast.train.main import Sampler, cross_entropy
 from rsd_fast.train.offline import BATCH, evaluate_offline, offline_table
 from rsd_fast.train.parts import load_main
+from rsd_fast.train.regions import compile_regions
 from rsd_fast.train.state import fingerprint
 
 
@@ -82,10 +84,16 @@ def objective(
     """Regression: L1 to latents; coarse: cross-entropy of codes. The smallest held-out loss is the best."""
     sampler = Sampler(data, codec, main, config.batch, config)
     held_out = data.held_out_sample(config.eval_samples, sampler.chunk)
-    ask = torch.compile(consult) if config.compile else consult
+    asked = main
+    if config.compile:
+        asked = copy.deepcopy(main)  # evaluations ask in batches of other sizes
+        compile_regions(asked)
 
-    def as_batch(inputs: PolicyInputs, latents: Float[Tensor, "B T D"]) -> DraftBatch:
-        return DraftBatch(ask(main, codec, inputs), latents, codec.encode(latents, check_finite=False).targets)
+    def as_batch(model: MainModel, inputs: PolicyInputs, latents: Float[Tensor, "B T D"]) -> DraftBatch:
+        return DraftBatch(consult(model, codec, inputs), latents, codec.encode(latents, check_finite=False).targets)
+
+    def batch(generator: torch.Generator) -> DraftBatch:
+        return as_batch(asked, *sampler.draw(generator))
 
     def loss(model: DraftModel, batch: DraftBatch) -> tuple[Tensor, dict[str, Tensor]]:
         guess = model(batch.main.hidden, batch.main.mask).float()
@@ -101,8 +109,8 @@ def objective(
         total = 0.0
         for part in held_out.split(BATCH):
             wanted = data.chunks(part, sampler.chunk, codec.config.gripper_dims)
-            batch = as_batch(data.inputs(part, sampler.tokens), codec.actions_to_latents(wanted))
-            total += len(part) * loss(model, batch)[0].item()
+            seen = as_batch(main, data.inputs(part, sampler.tokens), codec.actions_to_latents(wanted))
+            total += len(part) * loss(model, seen)[0].item()
         report = evaluate_offline(main, {config.kind: model}, codec, data, held_out, decodings=("sequential",))
         sequential, speculative, alone = report["table"]
         by_layer = {
@@ -119,9 +127,7 @@ def objective(
             **by_layer,
         }
 
-    return Objective(
-        f"draft-{config.kind}", draft, lambda generator: as_batch(*sampler.draw(generator)), loss, evaluate, "loss"
-    )
+    return Objective(f"draft-{config.kind}", draft, batch, loss, evaluate, "loss")
 
 
 def consult(main: MainModel, codec: RFSQCodec, inputs: PolicyInputs) -> Consultation:

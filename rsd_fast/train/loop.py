@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from rsd_fast.progress import progress_bar
 from rsd_fast.train.config import OptimizerOptions
 from rsd_fast.train.metrics import MetricsLog
+from rsd_fast.train.regions import compile_regions, restore_regions
 from rsd_fast.train.state import STATE_FILE, Progress, load_state, save_state
 
 B = TypeVar("B")
@@ -88,6 +89,7 @@ def fit(objective: Objective[M, B], options: OptimizerOptions, folder: Path, set
     with progress_bar(f"training {objective.name}", options.steps) as advance:
         advance(run.progress.step)
         run.until_done(advance)
+    restore_regions(objective.model)
     run.log.plot(objective.name)
     objective.model.load_state_dict(run.best)
     objective.model.eval()
@@ -111,7 +113,8 @@ class Run(Generic[M, B]):
         self.optimizer = make_optimizer(self.model, options, self.device)
         self.follow = torch.zeros((), device=self.device)  # the average's share of the way to the weights, each step
         self.generator = torch.Generator(self.device)
-        self.loss = torch.compile(objective.loss, dynamic=False) if options.compile else objective.loss
+        if options.compile:
+            compile_regions(self.model)  # and not the average, which sees batches of other sizes
         self.names: list[str] = []  # of the losses
         self.graph: CapturedStep | None = None
         self.progress = Progress()
@@ -194,7 +197,7 @@ class Run(Generic[M, B]):
         with half_precision(self.device):
             with torch.no_grad():
                 batch = self.objective.batch(self.generator)
-            loss, parts = self.loss(self.model, batch)
+            loss, parts = self.objective.loss(self.model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
         self.optimizer.step()
