@@ -18,7 +18,15 @@ from rsd_fast.evaluate.config import EvalConfig, InfoConfig, ProfileConfig, Repo
 from rsd_fast.evaluate.grid import SweepConfig
 from rsd_fast.models.convert_config import ConvertConfig
 from rsd_fast.models.tune_config import TuneConfig
-from rsd_fast.train.config import AllTraining, CodecTraining, DemosConfig, DraftTraining, MainTraining, RenderConfig
+from rsd_fast.train.config import (
+    AllTraining,
+    CodecSweep,
+    CodecTraining,
+    DemosConfig,
+    DraftTraining,
+    MainTraining,
+    RenderConfig,
+)
 from rsd_fast.train.named import named_in, named_training
 
 DESCRIPTION = """Residual speculative decoding for robot policies.
@@ -48,6 +56,7 @@ COMMANDS: dict[str, Command] = {
     "demos": Command(DemosConfig, "rsd_fast.train.demos:run", resumes=True),
     "render": Command(RenderConfig, "rsd_fast.train.render:run", resumes=True),
     "train codec": Command(CodecTraining, "rsd_fast.train.codec:run", resumes=True),
+    "train sweep": Command(CodecSweep, "rsd_fast.train.sweep:run"),
     "train main": Command(MainTraining, "rsd_fast.train.main:run", resumes=True),
     "train draft": Command(DraftTraining, "rsd_fast.train.draft:run", resumes=True),
     "train all": Command(AllTraining, "rsd_fast.train.all:run", resumes=True),

@@ -195,6 +195,24 @@ class CodecTraining(OptimizerOptions):
 
 
 @dataclass(kw_only=True)
+class CodecSweep:
+    """What codecs of other layers, levels and redundancies lose on the demonstrations' actions; trains nothing."""
+
+    demos: Path = Path("demos")
+    """Folder of demonstration files (searched for *.hdf5), or one such file; pictures are not needed."""
+    out: Path = Path("results/codecs")
+    """Folder for sweep.json."""
+    layers: int = 8
+    """Layers L at most: a codec of fewer is the same with its first ones kept, and so has a column here."""
+    levels: tuple[int, ...] = (5, 7, 9, 15)
+    """Numbers of levels V."""
+    redundancy: tuple[float, ...] = (1.0, 1.6, 2.0, 3.0)
+    """Redundancies rho; those that are impossible with a number of levels are left out."""
+    normalization: tuple[Literal["scale", "none"], ...] = ("scale",)
+    """`scale`: the first layer's range is fitted a dimension; `none`: it is [-1, 1]."""
+
+
+@dataclass(kw_only=True)
 class MainTraining(OptimizerOptions, AugmentOptions):
     """Trains the main model on perturbed prefixes; needs the codec."""
 
