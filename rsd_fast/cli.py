@@ -14,7 +14,7 @@ from typing import Annotated, Any, Union
 import tyro
 from tyro.conf import subcommand
 
-from rsd_fast.evaluate.config import EvalConfig, InfoConfig, ProfileConfig, ReportConfig
+from rsd_fast.evaluate.config import EvalConfig, InfoConfig, ProfileConfig, ReportConfig, StudyConfig
 from rsd_fast.evaluate.grid import SweepConfig
 from rsd_fast.models.convert_config import ConvertConfig
 from rsd_fast.models.tune_config import TuneConfig
@@ -65,6 +65,7 @@ COMMANDS: dict[str, Command] = {
     "eval": Command(EvalConfig, "rsd_fast.evaluate.runner:run", resumes=True),
     "sweep": Command(SweepConfig, "rsd_fast.evaluate.sweep:run", resumes=True),
     "report": Command(ReportConfig, "rsd_fast.evaluate.report:run"),
+    "study": Command(StudyConfig, "rsd_fast.evaluate.study:run"),
     "profile": Command(ProfileConfig, "rsd_fast.evaluate.profiling:run"),
     "info": Command(InfoConfig, "rsd_fast.evaluate.info:run"),
 }

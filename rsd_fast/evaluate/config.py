@@ -226,6 +226,28 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
+class StudyConfig:
+    """Say from records where RSD pays: one page over settings, suites and policies, all paired.
+
+    Folders of one checkpoint (suites, sweeps, shards, replan intervals) become one section, with success and interval,
+    paired difference, passes, kept layers by layer and by phase, and latency of every setting. With --stages the
+    recorded passes are replayed at another model's speed, and the verdicts are about that. The page states their
+    thresholds.
+
+    Example: rsd-fast study results/spatial results/goal --stages results/stages.json --out docs/study.md
+    """
+
+    folders: Positional[tuple[Path, ...]]
+    """What was given to `rsd-fast eval` as --out; of a sweep over replan intervals, its folders replan_N."""
+    stages: Path | None = None
+    """JSON with vision_ms, prefill_ms, draft_ms, pass_ms and tail_ms, as `python -m bench.gpu_openvla` writes."""
+    baseline: str | None = None
+    """The mode that everything is compared with; default the first one of each checkpoint's first folder."""
+    out: Path = Path("docs/study.md")
+    """The page; its figures go to a folder `images` beside it."""
+
+
+@dataclass(frozen=True)
 class InfoConfig:
     """Show versions, kernel backends and why they were picked, GPU, GL libraries, suites and checkpoints.
 

@@ -15,6 +15,14 @@ from .statistics import Cost, Group, Summary, front
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "*")
 FAMILY = ("draft", "granularity", "keep", "stop", "expected_last", "temperature", "replan")  # one panel each
 COLUMNS = 3
+NAMES: dict[Cost, str] = {
+    "ms_p50": "median latency of a chunk [ms]",
+    "ms_mean": "mean latency of a chunk [ms]",
+    "action_ms": "median latency of an action [ms]",
+    "action_ms_mean": "mean latency of an action [ms]",
+    "passes": "passes a chunk (mean)",
+}
+BY_ACTION: dict[Cost, Cost] = {"ms_p50": "action_ms", "ms_mean": "action_ms_mean"}
 
 
 def draw_pareto(summary: Summary, cost: Cost) -> Figure | None:
@@ -26,8 +34,8 @@ def draw_pareto(summary: Summary, cost: Cost) -> Figure | None:
     where there is one theta), and the other panels' points are grey in it. The dashed line is the Pareto front over all
     modes. The caller has set the style.
     """
-    if cost == "ms_p50" and len({group.replan for group in summary.over_all}) > 1:
-        cost = "action_ms"  # a chunk of four actions and one of eight do not compare
+    if len({group.replan for group in summary.over_all}) > 1:  # a chunk of four actions and one of eight do not compare
+        cost = BY_ACTION.get(cost, cost)
     groups = [g for g in summary.over_all if getattr(g, cost) is not None and g.success.rate is not None]
     if len(groups) < 2:
         return None
@@ -44,8 +52,6 @@ def draw_pareto(summary: Summary, cost: Cost) -> Figure | None:
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(max(4.6, 3.3 * columns), 0.9 + 2.7 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    names = {"ms_p50": "median latency of a chunk [ms]", "action_ms": "median latency of an action [ms]"}
-    names["passes"] = "passes a chunk (mean)"
     look = _Look(drafted, others, settings)
     for axis, (key, own) in zip(axes.flat, panels.items(), strict=False):
         _panel(axis, own, groups, cost, look)
@@ -54,7 +60,7 @@ def draw_pareto(summary: Summary, cost: Cost) -> Figure | None:
         axis.set_axis_off()
     axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes[0, 0].set_ylim(*_limits(groups))
-    figure.supxlabel(names[cost], fontsize=9)
+    figure.supxlabel(NAMES[cost], fontsize=9)
     figure.supylabel("success (Wilson interval, 95 %)", fontsize=9)
     figure.legend(handles=look.handles(), loc="outside upper center", ncols=4 if columns > 1 else 2)
     return figure

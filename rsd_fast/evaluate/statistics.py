@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from .phases import PHASES, THIRDS, phases
 from .records import EpisodeRow
 
-Cost = Literal["ms_p50", "action_ms", "passes"]  # of a group
+Cost = Literal["ms_p50", "ms_mean", "action_ms", "action_ms_mean", "passes"]  # of a group
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,11 @@ class Group:
     def action_ms(self) -> float | None:
         """Median latency of an action [ms]."""
         return self.ms_per_action(self.ms_p50)
+
+    @property
+    def action_ms_mean(self) -> float | None:
+        """Mean latency of an action [ms]."""
+        return self.ms_per_action(self.ms_mean)
 
     def ms_per_action(self, ms: float | None) -> float | None:
         """A latency of a chunk as one of an action [ms]."""
