@@ -15,6 +15,7 @@ from .skills import Point, Rotation
 
 WIDEST = 0.076  # of what fits between the fingers
 FINGER, HAND, ARM = 0.048, 0.105, 0.06  # half the room to the side of open fingers, of the hand, of the wrist
+RIM = 0.012  # height of the part of a bowl or mug that counts as its rim
 REACH = (0.44, 0.70)  # of an arm that points down, from its base, with ease
 HOME_YAW = np.pi / 2  # of the finger axis as the arm starts
 
@@ -106,7 +107,7 @@ def candidates(scene: Scene, name: str, ahead: Point, whim: Sequence[float]) -> 
         width, center = _extent(mine, middle, along)
         length, _ = _extent(mine, middle, across)
         if shape.rim:
-            places = [_on_rim(mine, middle, along, width, shape)]
+            places = [_on_rim(mine, along, shape)]
         elif width < WIDEST:
             top = high[2] - min(shape.depth, (high[2] - low[2]) / 2)
             height = max(top, low[2] + 0.012)
@@ -119,6 +120,7 @@ def candidates(scene: Scene, name: str, ahead: Point, whim: Sequence[float]) -> 
             slid = abs(float((place[:2] - center) @ across))
             cost = extra + 0.8 * abs(yaw) + _blocked(others, place, along, shape.rim)
             cost += _awkward(scene, place) + _awkward(scene, place + ahead - scene.position(name))
+            cost += _handle(mine, place, along) if shape.rim else 0.0
             cost -= 0.0 if out is None else float(along @ out[:2])
             cost += 0.0 if shape.rim else 8 * slid + 30 * max(0.0, width - 0.06)
             found.append(_grasp(scene, name, place, HOME_YAW + yaw, cost))
@@ -136,11 +138,21 @@ def _extent(points: Points, middle: Point, along: np.ndarray) -> tuple[float, np
     return float(reach.max() - reach.min()), middle[:2] + along * (reach.max() + reach.min()) / 2
 
 
-def _on_rim(points: Points, middle: Point, along: np.ndarray, width: float, shape: Shape) -> Point:
-    place = middle[:2] + along * (width / 2 - shape.inset)
-    rim = points[np.linalg.norm(points[:, :2] - place, axis=1) < 0.022]
-    top = rim[:, 2].max() if len(rim) else points[:, 2].max()
+def _on_rim(points: Points, along: np.ndarray, shape: Shape) -> Point:
+    """Where a finger on each side of the rim is, in a direction from its centre; a handle is not part of the rim."""
+    ring = points[points[:, 2] > points[:, 2].max() - RIM]
+    width, center = _extent(ring, (ring.min(0) + ring.max(0)) / 2, along)
+    place = center + along * (width / 2 - shape.inset)
+    near = points[np.linalg.norm(points[:, :2] - place, axis=1) < 0.022]
+    top = near[:, 2].max() if len(near) else points[:, 2].max()
     return np.array([*place, top - shape.depth])
+
+
+def _handle(points: Points, place: Point, along: np.ndarray) -> float:
+    """What of the object itself is outside the rim where the outer finger would be."""
+    away = (points - place)[:, :2]
+    beyond = (away @ along > 0.014) & (np.abs(away @ np.array([-along[1], along[0]])) < 0.02)
+    return float(3 * min((beyond & (points[:, 2] > place[2] - 0.01)).sum(), 3))
 
 
 def _blocked(others: Points, place: Point, along: np.ndarray, rim: bool) -> float:
