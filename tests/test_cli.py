@@ -79,9 +79,9 @@ def test_what_is_wrong_is_one_line_and_status_2(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["eval", "--modes", "fast"], "got mode 'fast', expected one of ['sequential', 'rsd', 'jacobi', 'parallel']"),
+        (["eval", "--modes", "fast"], "got mode 'fast', expected one of ['sequential', 'rsd', 'jacobi', 'parallel', "),
         (["eval", "--trials", "0"], "got --trials 0, expected at least 1"),
-        (["eval", "--draft", "none"], "Expected one of ('regression', 'coarse')"),
+        (["eval", "--draft", "none"], "Expected one of ('regression', 'coarse', 'original')"),
         (["fly"], "demos"),
         (["train", "codec", "--steps", "0"], "got steps 0, expected at least 1"),
     ],
