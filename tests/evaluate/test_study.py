@@ -1,0 +1,153 @@
+"""From records to where RSD pays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rsd_fast.cli import main
+from rsd_fast.evaluate.config import StudyConfig
+from rsd_fast.evaluate.geometry import read_geometry, replay
+from rsd_fast.evaluate.records import EpisodeRow, Records, write_header
+from rsd_fast.evaluate.statistics import PairedTest, summarise
+from rsd_fast.evaluate.study import read_policies, run
+from rsd_fast.evaluate.verdict import break_even, judge, judge_rival, recommend
+
+MakeRow = Callable[..., EpisodeRow]
+
+TIMES = {"vision_ms": 2.0, "prefill_ms": 10.0, "draft_ms": 1.0, "pass_ms": 4.5, "tail_ms": 0.5}
+
+
+@pytest.fixture
+def stages(tmp_path: Path) -> Path:
+    path = tmp_path / "stages.json"
+    path.write_text(json.dumps({**TIMES, "original": {**TIMES, "pass_ms": 5.5}, "stack": "fused"}))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_row: MakeRow) -> Path:
+    """30 states. `good` loses none, `bad` loses nine, `slow` is no faster, `parallel` loses one."""
+    records = Records.open(tmp_path / "nano")
+    settings = {**make_row().settings, "checkpoint": "models/nano", "layers": 3, "notes": ["made up"]}
+    modes = {  # passes of two chunks, share of states that fail
+        "sequential": ([3, 3], 0),
+        "rsd:rule=good": ([1, 2], 0),
+        "rsd:rule=bad": ([1, 1], 9),
+        "rsd:rule=slow": ([3, 3], 0),
+        "parallel": ([1, 1], 1),
+    }
+    write_header(records.folder, {"modes": list(modes)})
+    for mode, (passes, lost) in modes.items():
+        of_mode = {**settings, "mode": mode.partition(":")[0], "rule": mode.partition("=")[2]}
+        rates = [[1.0, 0.5]] * 2 if mode.startswith("rsd") else [[], []]
+        for state in range(30):
+            outcome = "failure" if state < lost else "success"
+            own = {"passes": passes, "kept_rates": rates, "match_rates": rates, "settings": of_mode}
+            records.add(make_row(mode=mode, init_state=state, outcome=outcome, **own))
+    return records.folder
+
+
+def test_passes_are_replayed_at_the_other_geometry(make_row: MakeRow, stages: Path) -> None:
+    rsd = {**make_row().settings, "mode": "rsd"}
+    rows = [make_row(passes=[3, 3]), make_row(mode="rsd", passes=[1, 2], settings=rsd)]
+    told = replay(rows, read_geometry(stages))
+    assert told[0].ms == [27.0, 27.0]  # 2 + 10 + 3 * 5, no draft
+    assert told[1].ms == [18.0, 23.0]  # 2 + 10 + 1 + 5, and a pass more
+    assert told[1].ms_stages["tail"] == [0.5, 1.0]
+    group = summarise(told, ["sequential", "rsd"]).group("rsd")
+    assert group is not None and group.ms_mean == 20.5
+
+
+def test_the_original_code_has_times_of_its_own(stages: Path) -> None:
+    assert read_geometry(stages, layers=3)["pass"] == 4.5
+    assert read_geometry(stages, layers=8)["pass"] == 5.5
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({**TIMES, "draft_ms": None}, r"got \{'draft_ms': None\} .* expected milliseconds above 0"),
+        ({"vision_ms": 1}, "'prefill_ms': None"),
+        ({**TIMES, "pass_ms": -1}, "'pass_ms': -1"),
+        ([1, 2], "got list .* expected an object with"),
+    ],
+)
+def test_times_that_are_missing_are_named(tmp_path: Path, content: object, message: str) -> None:
+    (tmp_path / "stages.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        read_geometry(tmp_path / "stages.json")
+
+
+def test_verdicts_follow_from_the_stated_thresholds(folder: Path, stages: Path) -> None:
+    (policy,) = read_policies(StudyConfig((folder,), stages=stages))
+    summary = policy.judged
+    told = {group.mode: judge(group, summary).text for group in summary.over_all}
+    assert told == {
+        "sequential": "baseline",
+        "rsd:rule=good": "pays",
+        "rsd:rule=bad": "costs success: -30.0 points, p = 0.0039",
+        "rsd:rule=slow": "does not pay: 0.96x",
+        "parallel": "open: -3.3 points, p = 1",
+    }
+    best = recommend(summary)
+    assert best is not None and best.mode == "rsd:rule=good"
+    assert break_even(read_geometry(stages), 3) == 2.8
+
+
+@pytest.mark.parametrize(
+    ("difference", "p_value", "speedup", "told"),
+    [
+        (0.0, 1.0, 1.2, "RSD pays against it too"),
+        (0.05, 0.01, 0.9, "RSD buys success with time"),
+        (0.05, 0.2, 0.9, "RSD does not pay against it"),
+        (-0.05, 0.2, 1.2, "RSD does not pay against it"),
+    ],
+)
+def test_a_rival_without_a_draft_is_judged_too(difference: float, p_value: float, speedup: float, told: str) -> None:
+    assert judge_rival(PairedTest("parallel", 100, 0, 0, difference, p_value), speedup) == told
+
+
+def test_the_page_says_where_it_pays_and_with_which_setting(
+    folder: Path, stages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "docs" / "study.md"
+    assert main(["study", str(folder), "--stages", str(stages), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    text = out.read_text()
+    assert "**made up**" in text
+    assert "replayed at the geometry of `stages.json`" in text
+    assert "at least 1.1 times shorter" in text
+    assert "- **nano**: RSD pays in 1 of 3 settings. Recommended: `rsd:rule=good`: success 30/30 against 30/30" in text
+    assert "20.5 ms a chunk against 27.0 (1.32x)" in text
+    assert "Break-even: below 2.80 passes RSD is faster than the 3 of `sequential`" in text
+    assert "- `rsd:rule=slow`: does not pay: 0.96x." in text
+    assert "| rsd:rule=bad | first third | 30 | 1.00 | 0.00 | 100.0 % | 50.0 % |" in text
+    assert "| rsd:rule=good | 1.50 | 20.50 | 20.50 | 23.00 | 1.32x | pays |" in text
+    for name in ("passes", "latency"):
+        assert f"](images/study_nano_{name}.png)" in text
+        assert (out.parent / "images" / f"study_nano_{name}.svg").exists()
+
+
+def test_policies_are_apart_and_compared_by_their_baselines(folder: Path, tmp_path: Path, make_row: MakeRow) -> None:
+    other = Records.open(tmp_path / "other")
+    settings = {**make_row().settings, "checkpoint": "models/original", "layers": 8}
+    for state in range(30):
+        other.add(make_row(init_state=state, outcome="failure" if state < 3 else "success", settings=settings))
+    out = tmp_path / "study.md"
+    run(StudyConfig((folder, other.folder), out=out))
+    text = out.read_text()
+    assert "- **original**: no setting of RSD was run." in text
+    assert text.index("\n## nano\n") < text.index("\n## original\n") < text.index("\n## Between policies\n")
+    assert "| original | sequential | 27/30 | 74-97 % | 3.00 | 30 | -10.0 points | 0.25 |" in text
+    assert "Latencies in the verdicts: as measured." in text
+
+
+def test_a_study_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="got no folder"):
+        run(StudyConfig(()))
+    with pytest.raises(FileNotFoundError, match=r"no .*episodes\.jsonl"):
+        run(StudyConfig((tmp_path,)))
