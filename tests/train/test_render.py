@@ -36,7 +36,7 @@ def blind(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def drawn(blind: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Their pictures."""
-    (file,) = render.run(RenderConfig(demos=blind, out=tmp_path_factory.mktemp("drawn"), image_size=SIZE))
+    (file,) = render.run(RenderConfig(demos=blind, out=tmp_path_factory.mktemp("drawn"), image_size=SIZE, workers=1))
     return file
 
 
