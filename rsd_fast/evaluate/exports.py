@@ -117,8 +117,8 @@ def latex(rows: tables.Rows, caption: str, label: str) -> str:
         block = tuple(row[name] for name in blocks)
         if last not in (None, block):
             lines.append(r"\midrule")
-        cells = {name: "" for name in blocks} if block == last and blocks else {}
-        lines.append(" & ".join(escape({**row, **cells}.get(name, "")) for name in columns) + r" \\")
+        said = blocks if block == last else []
+        lines.append(" & ".join("" if name in said else escape(row.get(name, "")) for name in columns) + r" \\")
         last = block
     head = " & ".join(escape(name) for name in columns) + r" \\"
     alignment = "".join("l" if tables.is_text(name) else "r" for name in columns)

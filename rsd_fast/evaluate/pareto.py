@@ -117,11 +117,12 @@ def _panel(axis: Any, own: list[Group], groups: list[Group], cost: Cost, look: _
         if group not in own and group.mode not in look.others:
             axis.plot(x, share.rate, ".", color="0.8", markersize=5, zorder=1)
             continue
+        assert share.bars is not None  # draw_pareto has left out groups without episodes
         marker, colour = look(group)
-        bars = [[max(0.0, share.rate - share.low)], [max(0.0, share.high - share.rate)]]
-        axis.errorbar(x, share.rate, yerr=bars, color=colour, linewidth=0.8, capsize=2, alpha=0.6, zorder=2)
+        rate, below, above = share.bars
+        axis.errorbar(x, rate, yerr=[[below], [above]], color=colour, linewidth=0.8, capsize=2, alpha=0.6, zorder=2)
         size = 10 if marker == "*" else 6
-        axis.plot(x, share.rate, marker, color=colour, markersize=size, markeredgecolor="white", zorder=3)
+        axis.plot(x, rate, marker, color=colour, markersize=size, markeredgecolor="white", zorder=3)
     axis.grid(alpha=0.3)
     axis.set_axisbelow(True)
 

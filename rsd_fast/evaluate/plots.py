@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import ScaledTranslation
 
@@ -67,8 +68,7 @@ def draw(summary: Summary) -> Figure:
     if len(summary.modes) > FEW:
         return _draw_lines(summary)
     rows = [_height(summary, name) - 0.2 for name in ("success", "latency", "phases")]
-    figure = Figure(figsize=(10, sum(rows) + 0.4), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.1)  # type: ignore[union-attr]  # it has one
+    figure = Figure(figsize=(10, sum(rows) + 0.4), layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.1))
     grid = figure.add_gridspec(3, 2, height_ratios=rows)
     success(figure.add_subplot(grid[0, :]), summary)
     passes(figure.add_subplot(grid[1, 0]), summary)
@@ -107,16 +107,15 @@ def success(axis: Any, summary: Summary) -> None:
     axis.set_title("Success" if len(summary.modes) > FEW else "Success (Wilson interval, 95 %)")
     groups = {mode: [summary.group(mode, task, suite) for suite, task in places] for mode in summary.modes}
     if len(summary.modes) > FEW:
-        rates = [[group.success.rate if group else None for group in groups[mode]] for mode in summary.modes]
-        _shades(axis, summary.modes, names, rates, _as_percent)
+        table = [[group.success.rate if group else None for group in groups[mode]] for mode in summary.modes]
+        _shades(axis, summary.modes, names, table, _as_percent)
         return
     for place, mode in enumerate(summary.modes):
-        shown = [(x, g.success) for x, g in enumerate(groups[mode]) if g and g.success.rate is not None]
-        rates = [share.rate or 0.0 for _, share in shown]
-        below = [max(0.0, rate - (share.low or 0.0)) for rate, (_, share) in zip(rates, shown, strict=True)]
-        above = [max(0.0, (share.high or 0.0) - rate) for rate, (_, share) in zip(rates, shown, strict=True)]
+        shown = [(x, g.success.bars) for x, g in enumerate(groups[mode]) if g and g.success.bars]
         xs = [x + offset(place, len(summary.modes), 0.6) for x, _ in shown]
-        axis.errorbar(xs, rates, yerr=[below, above], fmt="o", markersize=4.5, capsize=2.5, color=COLOURS[place])
+        rates = [rate for _, (rate, _, _) in shown]
+        around = [[below for _, (_, below, _) in shown], [above for _, (_, _, above) in shown]]
+        axis.errorbar(xs, rates, yerr=around, fmt="o", markersize=4.5, capsize=2.5, color=COLOURS[place])
     axis.set_xticks(range(len(names)), names)
     axis.set_xlim(-0.6, len(names) - 0.4)
     low = min((group.success.low or 0.0 for own in groups.values() for group in own if group), default=0.0)

@@ -30,6 +30,13 @@ class Share:
     low: float | None
     high: float | None
 
+    @property
+    def bars(self) -> tuple[float, float, float] | None:
+        """Rate, and how far the interval reaches below and above it; None without an episode."""
+        if self.rate is None or self.low is None or self.high is None:
+            return None
+        return self.rate, max(0.0, self.rate - self.low), max(0.0, self.high - self.rate)
+
 
 @dataclass(frozen=True)
 class PairedTest:
