@@ -231,6 +231,25 @@ def test_replays_and_repetitions_are_the_ungraphed_kernels_to_the_bit(plans):
         assert torch.equal(replay(run), wanted), name
 
 
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0), reason="kernels start early from sm_90 on"
+)
+@pytest.mark.parametrize("ahead", [0, 256])
+@pytest.mark.parametrize("plans", [TRITON_PLANS, Plans()], ids=["triton", "cublas"])
+@torch.inference_mode()
+def test_kernels_that_start_early_change_no_bit(plans, ahead):
+    _, fused = backbones(plans=plans)
+    early = FusedBackbone(fused, fused.positions, plans, ahead)
+    prefix, mask, queries, sees = tensors()
+    keys, values, hidden = fused.prefill(prefix, mask)
+    wanted = fused.decode(queries, keys, values, mask, sees)
+    for _ in range(20):
+        assert torch.equal(early.prefill(prefix, mask)[2], hidden)
+        assert torch.equal(early.decode(queries, keys, values, mask, sees), wanted)
+    assert torch.equal(replay(lambda: early.decode(queries, keys, values, mask, sees)), wanted)
+    assert torch.equal(replay(lambda: early.prefill(prefix, mask)[2]), hidden)
+
+
 @torch.inference_mode()
 def test_codes_above_change_nothing_below_to_the_bit():
     """Layers of queries see lower ones only: changing the last eight queries changes no earlier row."""
