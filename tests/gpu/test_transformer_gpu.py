@@ -35,6 +35,7 @@ from tests.kernels.transformer_cases import TILES, assert_near, attention_case, 
 
 pytestmark = pytest.mark.gpu
 
+OLDER = torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HALF = DTYPES[:2]
 GPU_TILES = (*TILES, Tile(64, 128, 64, stages=3), Tile(64, 128, 64, stages=3, swap=True), Tile(128, 64, 64, warps=8))
@@ -231,9 +232,7 @@ def test_replays_and_repetitions_are_the_ungraphed_kernels_to_the_bit(plans):
         assert torch.equal(replay(run), wanted), name
 
 
-@pytest.mark.skipif(
-    torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0), reason="kernels start early from sm_90 on"
-)
+@pytest.mark.skipif(OLDER, reason="kernels start early from sm_90 on")
 @pytest.mark.parametrize("ahead", [0, 256])
 @pytest.mark.parametrize("plans", [TRITON_PLANS, Plans()], ids=["triton", "cublas"])
 @torch.inference_mode()
