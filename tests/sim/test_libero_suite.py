@@ -69,11 +69,6 @@ def test_nothing_else_is_unpickled(tmp_path: Path):
         libero_suite.load_states(tmp_path / "states")
 
 
-def test_there_is_no_expert_yet():
-    with pytest.raises(NotImplementedError, match="got suite 'libero_10', expected one with scripted experts"):
-        get_suite("libero_10").make_expert(None)
-
-
 # ---- assets that are not the official ones
 
 

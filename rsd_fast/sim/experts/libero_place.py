@@ -12,6 +12,8 @@ from .libero_scene import Goal, Scene
 from .skills import CLOSE, OPEN, Command, Hand, Point
 
 DIRECTIONS = 24  # that a grasp is chosen from
+WHIM, DESPERATION = 0.25, 1.5  # largest random addition to a grasp's cost: at first, and once another way is due
+PATIENCE, STILL, BACK = 16, 0.0015, 0.06  # steps; metres a step that count as not moving; metres
 HOVER = 0.09  # height of the hand above the grasp while it lines up, at least
 ROOM = 0.025  # between what travels and what it passes over
 NEAR, KEEN = 0.02, 2.0  # where commands are larger, and how much
@@ -24,33 +26,36 @@ OPENED, EMPTY = 0.06, 0.003  # gap of fingers that count as open, and that hold 
 class Manner:
     """What differs between the episodes of one task: seeded, small."""
 
-    whim: tuple[float, ...]
     speed: float
     hover: float
 
     @classmethod
     def draw(cls, generator: np.random.Generator) -> Manner:
         """The manner of one episode."""
-        whim = generator.uniform(0, 0.25, DIRECTIONS)
-        return cls(tuple(whim), float(generator.uniform(0.85, 1.0)), HOVER + float(generator.uniform(-0.01, 0.02)))
+        return cls(float(generator.uniform(0.85, 1.0)), HOVER + float(generator.uniform(-0.01, 0.02)))
 
 
 def make_place(scene: Scene, goal: Goal, generator: np.random.Generator) -> list[Place]:
     """The job of `("on" or "in", thing, target)`; see `Kind`."""
-    return [Place(scene, goal, Manner.draw(generator))]
+    return [Place(scene, goal, generator)]
 
 
 class Place:
     """Reach, grasp, lift, carry, let go; which of them is decided anew each step from the state.
 
-    Only the grasp is remembered: it is chosen anew when the object is no longer where it was.
+    Only the grasp is remembered: it is chosen anew when the object is no longer where it was, and after PATIENCE steps
+    in which the hand got nowhere: then the hand backs off upwards, and another way is as good as the best one.
     """
 
-    def __init__(self, scene: Scene, goal: Goal, manner: Manner) -> None:
-        self.scene, self.goal, self.manner = scene, goal, manner
+    def __init__(self, scene: Scene, goal: Goal, generator: np.random.Generator) -> None:
+        self.scene, self.goal, self.generator = scene, goal, generator
+        self.manner = Manner.draw(generator)
+        self.whim = generator.uniform(0, WHIM, DIRECTIONS)
         self.thing, self.target = goal[1], goal[2]
         self.support = target_body(scene, self.target)
         self.grasp: Grasp | None = None
+        self.stuck, self.last = 0, np.zeros(3)
+        self.back_to: float | None = None  # height, while backing off
 
     def done(self) -> bool:
         """See `Job`."""
@@ -63,16 +68,41 @@ class Place:
             return skills.release(hand, hand.rotation if self.grasp is None else self.grasp.rotation)
         held = self.is_held(hand)
         if self.grasp is None or (not held and self.grasp.is_stale(scene, thing)):
-            self.grasp = choose_grasp(scene, thing, scene.position(self.target), self.manner.whim)
+            self.grasp = choose_grasp(scene, thing, scene.position(self.target), self.whim)
         if self.grasp is None:
             return skills.release(hand, hand.rotation)
         grip, rotation = self.grasp.position(scene, thing), self.grasp.rotation
         if held:
+            self.stuck = 0
             return self.carry(hand)
+        if self.gets_nowhere(hand) or self.back_to is not None:
+            return self.back_off(hand)
         tolerance = DRIFT if scene.closing() else TOLERANCE
         if skills.at_grasp(hand, grip, rotation, tolerance) and hand.gap > EMPTY:
             return skills.grasp(hand, grip, rotation)
         return self.reach(hand, grip)
+
+    def gets_nowhere(self, hand: Hand) -> bool:
+        """Whether the hand has not moved for a while, or pressed for some steps on something else than the object."""
+        moved = float(np.linalg.norm(hand.position - self.last))
+        self.last = hand.position
+        if self.scene.squeezing() and hand.gap > EMPTY:
+            self.stuck += PATIENCE // 4
+        else:
+            self.stuck = self.stuck + 1 if moved < STILL and not self.scene.closing() else 0
+        return self.stuck >= PATIENCE
+
+    def back_off(self, hand: Hand) -> Command:
+        """Up, with open fingers; from there the object is taken another way."""
+        assert self.grasp is not None
+        if self.back_to is None:
+            self.back_to = hand.position[2] + BACK
+        if (hand.position[2] > self.back_to - 0.01 and hand.gap > OPENED) or self.stuck > 2 * PATIENCE:
+            self.stuck, self.back_to, self.grasp = 0, None, None
+            self.whim = self.generator.uniform(0, DESPERATION, DIRECTIONS)
+            return skills.release(hand, hand.rotation)
+        up = np.array([*hand.position[:2], self.back_to])
+        return skills.move(hand, up, self.grasp.rotation, OPEN)
 
     def is_held(self, hand: Hand) -> bool:
         """Whether both fingers touch the object, or it hangs between them: on the way contacts come and go."""
