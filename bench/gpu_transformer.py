@@ -33,6 +33,7 @@ from rsd_fast.kernels.transformer.tuning import (
     median_graph_us,
     model_work,
     normal,
+    shared_bytes,
     sweep,
 )
 from rsd_fast.models.backbone import Backbone, BackboneConfig, rotary_table
@@ -80,7 +81,7 @@ def sweep_all(quick: bool, seconds: float) -> list[dict[str, Any]]:
     """Times candidates until `seconds` are over; what matters most comes first."""
     started = time.perf_counter()
     work = model_work(CONFIG.width, CONFIG.mlp_width, CONFIG.heads, CACHED, SWEPT_QUERIES, SWEPT_PREFILLS)
-    shared = torch.cuda.get_device_properties(0).shared_memory_per_block_optin
+    shared = shared_bytes()
     jobs = [(item, choice) for item in work for choice in item.candidates(shared, quick)]
     compile_in_pool(jobs)
     print(f"{len(jobs)} candidates, compiled in {time.perf_counter() - started:.0f} s")

@@ -254,6 +254,12 @@ def run_of(work: Work, layers: int) -> ProductRun | AttentionRun:
     return ProductRun(work, layers) if isinstance(work, Product) else AttentionRun(work, layers)
 
 
+def shared_bytes() -> int:
+    """Shared memory that a block may have on this GPU."""
+    properties: Any = torch.cuda.get_device_properties(0)  # torch's stubs do not know the field
+    return int(properties.shared_memory_per_block_optin)
+
+
 def compile_in_pool(jobs: Sequence[tuple[Work, Any]], workers: int | None = None) -> None:
     """Leaves the compiled kernels in Triton's cache on disk. What fails here fails again where it is timed."""
     workers = workers or min(16, os.cpu_count() or 1)

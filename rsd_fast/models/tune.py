@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rsd_fast.kernels.transformer.plans import cache_path, read_table, write_table
-from rsd_fast.kernels.transformer.tuning import Work, best_of, compile_in_pool, model_work, sweep
+from rsd_fast.kernels.transformer.tuning import Work, best_of, compile_in_pool, model_work, shared_bytes, sweep
 from rsd_fast.models.checkpoints import resolve_checkpoint
 from rsd_fast.models.main import MainConfig
 from rsd_fast.models.presets import MAIN_PRESETS, OPENVLA_PRESETS
@@ -40,8 +40,8 @@ def run(config: TuneConfig) -> None:
     path = cache_path(properties.name, properties.major, properties.minor)
     console = Console(stderr=True)
     console.print(f"measuring for {properties.name}, triton {triton.__version__}", highlight=False)
-    rows = measure(work, path.with_suffix(".partial.json"), properties.shared_memory_per_block_optin, config.quick)
-    table: dict[str, dict[str, Any]] = {**read_table(path)} if path.is_file() else {}
+    rows = measure(work, path.with_suffix(".partial.json"), shared_bytes(), config.quick)
+    table = {key: dict(entries) for key, entries in read_table(path).items()} if path.is_file() else {}
     for key, entries in best_of(rows).items():
         table[key] = {**table.get(key, {}), **entries}
     write_table(path, table)
