@@ -33,7 +33,7 @@ from rsd_fast.models.streaming import choose_device
 from rsd_fast.observation import Observation, build_inputs
 from rsd_fast.policy_round import PolicyRound, RoundParts, describe_state, split
 from rsd_fast.round_statistics import RoundStatistics
-from rsd_fast.runtime import RoundLoop, Runtime, choose_runtime, make_loop
+from rsd_fast.runtime import RoundLoop, Runtime, choose_runtime, make_loop, pool_bytes
 from rsd_fast.runtime.clock import STAGES
 
 M = TypeVar("M", bound=torch.nn.Module)
@@ -266,7 +266,7 @@ class RSDInferenceEngine:
         return {
             "weights": sum(t.numel() * t.element_size() for t in tensors),
             "buffers": sum(packed.device_bytes.numel() for packed in buffers),
-            "graphs": sum(loop.graph_bytes for _, loop in self._rounds.values()),
+            "graphs": pool_bytes(self._pool) if self._pool else 0,
         }
 
     def describe(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from .device_loop import DeviceLoop, why_no_device_loop
-from .graphs import CapturedStages, GraphLoop
+from .graphs import CapturedStages, GraphLoop, pool_bytes
 from .loops import EagerLoop, RoundLoop
 from .packed import PackedBuffers
 from .stages import RoundStages
@@ -36,6 +36,7 @@ __all__ = [
     "Runtime",
     "choose_runtime",
     "make_loop",
+    "pool_bytes",
 ]
 
 

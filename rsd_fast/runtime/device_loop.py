@@ -32,7 +32,7 @@ class DeviceLoop:
     """
 
     def __init__(self, captured: CapturedStages) -> None:
-        self.captured, self.stages, self.graph_bytes = captured, captured.stages, captured.bytes
+        self.captured, self.stages = captured, captured.stages
         stages = captured.stages
         buffers = [
             (packed.device_bytes.data_ptr(), packed.host_bytes.data_ptr(), packed.host_bytes.numel())

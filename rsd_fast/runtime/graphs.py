@@ -21,7 +21,6 @@ class CapturedStages:
 
     Attributes:
         head, forward, accept: the graphs; not instantiated.
-        bytes: by which the device memory held by torch grew.
     """
 
     def __init__(self, stages: RoundStages, pool: Any = None) -> None:
@@ -29,12 +28,9 @@ class CapturedStages:
         self._pool = torch.cuda.graph_pool_handle() if pool is None else pool
         self._warm_up()
         torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # as every capture does first; or what it frees would count as negative growth
-        before = torch.cuda.memory_reserved()
         self.head = {name: self._capture(stage) for name, stage in stages.head.items()}
         self.forward = self._capture(stages.forward)
         self.accept = self._capture(stages.accept)
-        self.bytes = torch.cuda.memory_reserved() - before
 
     def _warm_up(self) -> None:
         stream = torch.cuda.Stream()
@@ -61,4 +57,10 @@ class GraphLoop(EagerLoop):
         replays = {name: graph.replay for name, graph in captured.head.items()}
         forward, accept = captured.forward.replay, captured.accept.replay
         super().__init__(replace(captured.stages, head=replays, forward=forward, accept=accept))
-        self.captured, self.graph_bytes = captured, captured.bytes
+        self.captured = captured
+
+
+def pool_bytes(pool: Any) -> int:
+    """Device memory that the graphs of a pool (`torch.cuda.graph_pool_handle()`) hold."""
+    segments = torch.cuda.memory_snapshot()
+    return sum(part["total_size"] for part in segments if tuple(part["segment_pool_id"]) == tuple(pool))

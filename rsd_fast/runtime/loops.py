@@ -14,7 +14,6 @@ class RoundLoop(Protocol):
     """Runs one round after the other over the same static buffers."""
 
     stages: RoundStages
-    graph_bytes: int  # by which captured graphs made the memory held by torch grow
 
     def run(self) -> None:
         """One round: inputs as the host left them, outputs on the host when this returns."""
@@ -29,7 +28,7 @@ class EagerLoop:
     """Stage by stage, from Python."""
 
     def __init__(self, stages: RoundStages) -> None:
-        self.stages, self.graph_bytes = stages, 0
+        self.stages = stages
         self._clock = StageClock(stages.finished.device)
 
     def run(self) -> None:

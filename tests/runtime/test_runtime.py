@@ -130,7 +130,7 @@ def test_the_eager_loop_is_the_plain_one_to_the_bit_round_after_round(acceptance
     actions, state = decoder.run(HashMain(codec.config, 4, torch.arange(batch)), batch, draft)
     made = ToyRound(decoder, batch, draft)
     loop = make_loop("eager", made.stages())
-    assert isinstance(loop, EagerLoop) and loop.graph_bytes == 0
+    assert isinstance(loop, EagerLoop)
     for _ in range(2):  # nothing is left over from the round before
         loop.run()
         assert torch.equal(made.outputs.on_host["actions"], actions)
