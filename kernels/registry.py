@@ -76,6 +76,7 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {  # best first
             ("rms_norm", "triton_rows", "rms_norm_{}"),
             ("swiglu", "triton_rows", "swiglu_{}"),
             ("rotary_cache", "triton_rows", "rotary_cache_{}_"),
+            ("code_queries", "triton_rows", "code_queries_{}"),
             ("attention", "triton_attention", "attention_{}"),
             ("linear", "triton_linear", "linear_{}"),
             ("swiglu_linear", "triton_linear", "swiglu_linear_{}"),

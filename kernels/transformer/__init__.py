@@ -1,10 +1,10 @@
-"""A Llama layer's ops for inference: norms, SwiGLU, rotary embedding, attention over a cache, products for few rows.
+"""The ops of a Llama layer, and of the queries that go through it, for inference.
 
-`reference.py` says what they mean; `triton_*.py` compute the same faster; `plans.py` says with which tiles, and where
-cuBLAS is best.
+Norms, SwiGLU, rotary embedding, attention over a cache, products for few rows. `reference.py` says what they mean;
+`triton_*.py` compute the same faster; `plans.py` says with which tiles, and where cuBLAS is best.
 """
 
-from .op import attention, linear, linear_add_, rms_norm, rotary_cache_, swiglu, swiglu_linear
+from .op import attention, code_queries, linear, linear_add_, rms_norm, rotary_cache_, swiglu, swiglu_linear
 from .plans import AttentionTile, Plans, Tile
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Plans",
     "Tile",
     "attention",
+    "code_queries",
     "linear",
     "linear_add_",
     "rms_norm",

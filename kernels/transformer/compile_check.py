@@ -68,6 +68,12 @@ def row_builds() -> Iterator[Build]:
     types |= {name: "i32" for name in ("stride_b", "stride_n", "stride_kb", "stride_kh")}
     fixed = {"HEADS": HEADS, "HALF": HEAD_DIM // 2, "TOKENS": triton_rows.ROPE_TOKENS, "num_warps": 4}
     yield Build("rotary_cache", triton_rows.rotary_cache_kernel, types, fixed)
+    for layers, dims, levels in ((3, 7, 5), (8, 16, 7)):
+        rows = triton_rows.code_rows(layers, dims)
+        types = {"codes": "*i32", "table": "*bf16", "base": "*bf16", "out": "*bf16"}
+        fixed = {"L": layers, "T": 8, "D": dims, "LEVELS": levels, "WIDTH": WIDTH, "ROWS": rows, "num_warps": 4}
+        fixed["BLOCK"] = triton_rows.CODE_NUMBERS // rows
+        yield Build(f"code_queries, {layers} layers", triton_rows.code_queries_kernel, types, fixed)
     types = {"parts": "*fp32", "stats": "*fp32", "out": "*bf16", "rows": "i32", "tokens": "i32", "stride_out": "i32"}
     fixed = {"HEADS": HEADS, "D": HEAD_DIM, "SPLIT": 4, "BLOCK": triton_attention.COMBINE_WIDTH, "num_warps": 4}
     yield Build("combine", triton_attention.combine_kernel, types, fixed)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int32
 from torch import Tensor
 
 from ..registry import pick
@@ -187,6 +187,35 @@ def attention(
     run = pick("attention", qkv.device, backend).run
     run(qkv, cos, sin, keys, values, key_mask, new_mask, causal, tile, out, ahead)
     return out
+
+
+def code_queries(
+    codes: Int32[Tensor, "B L T D"],
+    table: Float[Tensor, "rows width"],
+    base: Float[Tensor, "L T width"],
+    levels: int,
+    *,
+    ahead: int | None = None,
+    backend: str = "auto",
+) -> Float[Tensor, "B Q width"]:
+    """Queries of a hierarchical head, see `code_queries_reference`; contiguous. Codes are trusted to be levels.
+
+    Raises:
+        ValueError: shapes or layouts that do not fit.
+        TypeError: codes that are not int32, or a dtype that is not floating point.
+    """
+    _check_rows("table", table)
+    _check_rows("base", base)
+    if codes.dtype != torch.int32:
+        raise TypeError(f"codes are {codes.dtype}, expected torch.int32")
+    _, layers, steps, dims = codes.shape
+    rows = max((layers - 1) * dims, 1) * levels
+    if not codes.is_contiguous() or base.shape != (layers, steps, table.shape[1]) or len(table) != rows:
+        raise ValueError(
+            f"got codes {list(codes.shape)}, table {list(table.shape)} and base {list(base.shape)}, expected "
+            f"contiguous [B, L, T, D], [{rows}, width] and [{layers}, {steps}, width]"
+        )
+    return pick("code_queries", codes.device, backend).run(codes, table, base, levels, ahead)
 
 
 def _check_rows(name: str, x: Tensor) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int32
 from torch import Tensor
 
 from .plans import AttentionTile, Tile
@@ -128,3 +128,23 @@ def attention_reference(
     weights = torch.nan_to_num(scores.softmax(-1), nan=0.0)
     attended = (weights @ values).transpose(1, 2).flatten(2).to(qkv.dtype)
     return attended if out is None else out.copy_(attended)
+
+
+def code_queries_reference(
+    codes: Int32[Tensor, "B L T D"],
+    table: Float[Tensor, "rows width"],
+    base: Float[Tensor, "L T width"],
+    levels: int,
+    ahead: int | None = None,
+) -> Float[Tensor, "B Q width"]:
+    """The queries of a hierarchical head: of (l, t), `base[l, t]` and the embeddings of the codes of t below layer l.
+
+    Row `(l * D + d) * levels + code` of `table` is that of a code; the last layer has none. Q = L * T, layer first.
+    """
+    batch, layers, _, dims = codes.shape
+    queries = base.float().expand(batch, -1, -1, -1)
+    if layers > 1:
+        offset = torch.arange((layers - 1) * dims, device=codes.device).view(layers - 1, 1, dims) * levels
+        below = table.float()[codes[:, :-1] + offset].sum(3).cumsum(1)
+        queries = queries + F.pad(below, (0, 0, 0, 0, 1, 0))
+    return queries.flatten(1, 2).to(table.dtype)

@@ -1,14 +1,15 @@
-"""Token-wise kernels: RMSNorm with what is to be added first, SwiGLU, rotary embedding into the cache."""
+"""Token-wise kernels: RMSNorm with what is to be added first, SwiGLU, rotary embedding into the cache, code queries."""
 
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 from torch import Tensor
 
 from .triton_launch import early, started
 
 ROPE_TOKENS = 8  # of a program
+CODE_NUMBERS = 8192  # of embeddings that a program has in registers
 
 
 def rms_norm_triton(
@@ -163,3 +164,63 @@ def rotary_cache_kernel(
     tl.store(keys + to + HALF, (high * c + low * s).to(dtype), mask=inside)
     tl.store(values + to, value_low, mask=inside)
     tl.store(values + to + HALF, value_high, mask=inside)
+
+
+def code_queries_triton(
+    codes: Int32[Tensor, "B L T D"],
+    table: Float[Tensor, "rows width"],
+    base: Float[Tensor, "L T width"],
+    levels: int,
+    ahead: int | None = None,
+) -> Float[Tensor, "B Q width"]:
+    """See `code_queries_reference`; contiguous tensors."""
+    batch, layers, steps, dims = codes.shape
+    width = table.shape[1]
+    out = table.new_empty(batch, layers * steps, width)
+    block = min(triton.next_power_of_2(width), max(CODE_NUMBERS // code_rows(layers, dims), 16))
+    grid = (layers * steps, triton.cdiv(width, block), batch)
+    code_queries_kernel[grid](
+        codes, table, base, out, layers, steps, dims, levels, width, code_rows(layers, dims), block, **early(ahead)
+    )
+    return out
+
+
+def code_rows(layers: int, dims: int) -> int:
+    """Codes of a step that a query can depend on, as a power of two."""
+    return max(triton.next_power_of_2((layers - 1) * dims), 1)
+
+
+@triton.jit
+def code_queries_kernel(
+    codes,
+    table,
+    base,
+    out,
+    L: tl.constexpr,
+    T: tl.constexpr,
+    D: tl.constexpr,
+    LEVELS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr = False,
+):
+    """Some columns of one query: all embeddings at once. Layers that it does not see add zeros."""
+    query = tl.program_id(0)
+    layer, step = query // T, query % T
+    i_b = tl.program_id(2).to(tl.int64)
+    o_r = tl.arange(0, ROWS)
+    o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = o < WIDTH
+    total = tl.load(base + query * WIDTH + o, mask=inside, other=0.0).to(tl.float32)
+    started(EARLY)
+    if L > 1:
+        below = o_r < layer * D
+        code = tl.load(codes + ((i_b * L + o_r // D) * T + step) * D + o_r % D, mask=below, other=0)
+        row = (o_r * LEVELS + code).to(tl.int64)
+        embedded = tl.load(
+            table + row[:, None] * WIDTH + o[None], mask=below[:, None] & inside[None], other=0.0
+        )
+        total += tl.sum(embedded.to(tl.float32), 0)
+    to = out + (i_b * (L * T) + query) * WIDTH + o
+    tl.store(to, total.to(out.dtype.element_ty), mask=inside)

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rsd_fast.codec import CodecConfig
+from rsd_fast.kernels.transformer import code_queries
 from rsd_fast.models.inputs import Prefix
 
 
@@ -99,6 +100,8 @@ class HierarchicalHead(ActionHead):
         """Embeds the codes below each layer."""
         c = self.config
         base = self.base_queries().to(self.code_embedding.weight.dtype)
+        if codes.is_cuda and codes.dtype == torch.int32 and not torch.is_grad_enabled():
+            return code_queries(codes.contiguous(), self.code_embedding.weight, base, c.levels)
         queries = base.expand(codes.shape[0], -1, -1, -1)
         if c.layers > 1:
             offset = torch.arange((c.layers - 1) * c.latent_dims, device=codes.device) * c.levels

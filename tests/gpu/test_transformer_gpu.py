@@ -15,6 +15,7 @@ from rsd_fast.kernels.transformer import (
     Plans,
     Tile,
     attention,
+    code_queries,
     linear,
     rms_norm,
     rotary_cache_,
@@ -23,6 +24,7 @@ from rsd_fast.kernels.transformer import (
 )
 from rsd_fast.kernels.transformer.reference import (
     attention_reference,
+    code_queries_reference,
     linear_reference,
     rms_norm_reference,
     rotary_cache_reference_,
@@ -31,7 +33,7 @@ from rsd_fast.kernels.transformer.reference import (
 )
 from rsd_fast.models.backbone import Backbone, BackboneConfig
 from rsd_fast.models.fused_backbone import FusedBackbone, fuse_backbone
-from tests.kernels.transformer_cases import TILES, assert_near, attention_case, normal
+from tests.kernels.transformer_cases import TILES, assert_near, attention_case, code_case, normal
 
 pytestmark = pytest.mark.gpu
 
@@ -139,6 +141,15 @@ def test_a_prefill(tokens, head_dim, tile, causal, dtype):
     case = attention_case(2, tokens=tokens, cached=tokens, head_dim=head_dim, new=False, causal=causal, dtype=dtype)
     case = case.to("cuda")
     assert_attends(attention(*case.arguments(), tile=AttentionTile(*tile)), case.arguments())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [(2, 3, 8, 7, 5, 256), (1, 8, 8, 16, 7, 4096), (3, 1, 2, 3, 5, 16)], ids=str)
+def test_code_queries(sizes, dtype, generator):
+    codes, table, base, levels = code_case(sizes, dtype, generator)
+    codes, table, base = codes.cuda(), table.cuda(), base.cuda()
+    wanted = code_queries_reference(codes, table.double(), base.double(), levels)
+    assert_near(code_queries(codes, table, base, levels), wanted, dtype, 200)
 
 
 def assert_attends(got: Tensor, arguments: tuple) -> None:

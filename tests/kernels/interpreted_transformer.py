@@ -11,6 +11,7 @@ from rsd_fast.kernels.transformer import (
     AttentionTile,
     Tile,
     attention,
+    code_queries,
     linear,
     rms_norm,
     rotary_cache_,
@@ -19,6 +20,7 @@ from rsd_fast.kernels.transformer import (
 )
 from rsd_fast.kernels.transformer.reference import (
     attention_reference,
+    code_queries_reference,
     linear_reference,
     rms_norm_reference,
     rotary_cache_reference_,
@@ -26,7 +28,7 @@ from rsd_fast.kernels.transformer.reference import (
     swiglu_reference,
 )
 from tests.kernels import transformer_cases
-from tests.kernels.transformer_cases import TILES, assert_near, attention_case, normal
+from tests.kernels.transformer_cases import TILES, assert_near, attention_case, code_case, normal
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run tests/kernels/test_transformer_triton.py"
 pytestmark = [pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")]
@@ -175,3 +177,16 @@ def assert_attends(got: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) 
     error = (got.float() - wanted).abs().max()
     assert got.shape == wanted.shape and torch.isfinite(got).all()
     assert error <= {torch.float32: 3e-6, torch.float16: 6e-3}[dtype], error
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(2, 3, 4, 7, 5, 48), (1, 8, 2, 16, 7, 100), (3, 1, 2, 3, 5, 16), (1, 2, 1, 1, 2, 32)], ids=str
+)
+def test_code_queries(sizes, dtype, generator):
+    case = code_case(sizes, dtype, generator)
+    got = code_queries(*case, **TRITON)
+    assert_near(got, code_queries_reference(case[0], case[1].float(), case[2].float(), case[3]), dtype, 200)
+    changed = case[0].clone()
+    changed[:, -1] = (changed[:, -1] + 1) % sizes[4]
+    assert torch.equal(code_queries(changed, *case[1:], **TRITON), got)  # nothing depends on the last layer

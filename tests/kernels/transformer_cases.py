@@ -92,3 +92,13 @@ def attention_case(
         block[:, None] >= block[None] if new else None,
         causal,
     )
+
+
+def code_case(
+    sizes: tuple[int, int, int, int, int, int], dtype: torch.dtype, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Arguments of `code_queries`, of B, L, T, D, V, width."""
+    batch, layers, steps, dims, levels, width = sizes
+    codes = torch.randint(0, levels, (batch, layers, steps, dims), generator=generator, dtype=torch.int32)
+    table = normal(generator, max((layers - 1) * dims, 1) * levels, width, dtype=dtype)
+    return codes, table, normal(generator, layers, steps, width, dtype=dtype), levels
