@@ -56,8 +56,8 @@ def fakes(config: EvalConfig) -> Policies:
 
 
 def finished(records: Records) -> dict[object, dict[str, object]]:
-    """Everything in the rows but times and the machine."""
-    varying = dict.fromkeys(("ms", "ms_stages", "simulator_seconds", "machine"))
+    """Everything in the rows but times, the machine, and the commit, which may change meanwhile."""
+    varying = dict.fromkeys(("ms", "ms_stages", "simulator_seconds", "machine", "commit"))
     return {key: asdict(row) | varying for key, row in records.rows.items()}
 
 
