@@ -10,14 +10,17 @@ from typing import ClassVar
 import numpy as np
 
 from . import skills
+from .libero_objects import shape_of
+from .libero_poses import KEEN, NEAR, UP, about, come, corners, level, raking
 from .libero_scene import Goal, Kind, Scene
 from .skills import CLOSE, OPEN, Command, Hand, Point, Rotation
 
 OPENED = 0.06  # gap of fingers that count as open
 TOLERANCE, DRIFT = 0.007, 0.015  # of the hand when it begins to close, and until it has
-NEAR, KEEN = 0.02, 2.0  # where commands are larger, and how much
 ROOM = 0.025  # between what travels and what it passes over
-UP = np.array([0.0, 0.0, 1.0])
+BESIDE, OVER = 0.015, 0.05  # room that the fingers keep beside and over a drawer
+SKIM = 0.015  # above the table beneath it
+GRIPPED = 0.010  # of the hand from the end of a handle
 
 
 class Take:
@@ -101,26 +104,222 @@ class MokaPot(Take):
 
     def __init__(self, scene: Scene, goal: Goal, generator: np.random.Generator) -> None:
         super().__init__(scene, goal, generator)
-        model = scene.model
-        geoms = np.flatnonzero(scene.parts(self.thing))
-        self.knob = int(max(geoms, key=lambda geom: scene.data.geom_xpos[geom][2]))
-        self.height = float(generator.uniform(-0.001, 0.002))
-        self.yaw = float(generator.uniform(-0.25, 0.25))
+        self.knob = int(max(np.flatnonzero(scene.parts(self.thing)), key=lambda geom: scene.data.geom_xpos[geom][2]))
+        self.height = float(generator.uniform(0.003, 0.006))
+        self.yaw = np.pi / 2 + float(generator.uniform(-0.25, 0.25))
         pots = [other[1] for other in scene.goals() if other[0] == "on" and other[2] == goal[2]]
         pots.sort(key=lambda name: scene.position(name)[0])
         slot = pots.index(self.thing) - (len(pots) - 1) / 2
         self.offset = np.array([slot * self.APART, generator.uniform(-0.01, 0.01), 0.0])
-        self.half = float(model.geom_size[self.knob][2])
 
     def grip(self, hand: Hand) -> tuple[Point, Rotation]:
         """See `Take`."""
         knob = np.array(self.scene.data.geom_xpos[self.knob])
-        return skills.above(knob, 0.004 + self.height), skills.top_grasp(hand, np.pi / 2 + self.yaw, np.pi)
+        return skills.above(knob, self.height), skills.top_grasp(hand, self.yaw, np.pi)
 
     def target(self) -> Point:
-        """See `Take`; a little into the stove, so that it gets there."""
+        """See `Take`."""
         below = self.scene.position(self.thing)[2] - self.scene.bottom(self.thing)
-        return self.scene.position(self.place) + self.offset + UP * (below + 0.015)
+        return self.scene.position(self.place) + self.offset + UP * (below + 0.015)  # lower than it gets
+
+
+class Mug(Take):
+    """By the rim, opposite the handle, onto something flat."""
+
+    INSET: ClassVar[dict[str, float]] = {"white_yellow_mug": 0.010}  # of the hand from the outside; walls differ
+
+    def __init__(self, scene: Scene, goal: Goal, generator: np.random.Generator) -> None:
+        super().__init__(scene, goal, generator)
+        self.inset = self.INSET.get(category(scene, self.thing), 0.005)
+        self.skew = float(generator.uniform(-0.35, 0.35))
+        self.depth = float(generator.uniform(0.022, 0.028))
+
+    def grip(self, hand: Hand) -> tuple[Point, Rotation]:
+        """See `Take`."""
+        away = about(UP, self.skew) @ -handle_of(self.scene, self.thing)
+        points = self.scene.points(self.scene.parts(self.thing))
+        center = middle_of(self.scene, self.thing)
+        reach = float(((points - center) @ away).max())
+        place = center + away * (reach - self.inset)
+        place[2] = points[:, 2].max() - self.depth
+        return place, skills.top_grasp(hand, float(np.arctan2(away[1], away[0])), np.pi)
+
+    def target(self) -> Point:
+        """See `Take`."""
+        below = self.scene.position(self.thing)[2] - self.scene.bottom(self.thing)
+        return self.scene.position(self.place) + UP * (below - 0.005)
+
+
+class IntoMicrowave(Take):
+    """A mug by its handle, with a hand that leans so that it stays before the front.
+
+    The mug stands with its handle away from the oven. What is left sticking out goes in with the door.
+    """
+
+    DEEP: ClassVar[float] = 0.040  # of the mug's origin behind the front
+
+    def __init__(self, scene: Scene, goal: Goal, generator: np.random.Generator) -> None:
+        super().__init__(scene, goal, generator)
+        self.tilt = np.radians(generator.uniform(32, 40))
+        self.aside = float(generator.uniform(-0.005, 0.015))
+        self.oven = goal[2].removesuffix("_heating_region")
+
+    def grip(self, hand: Hand) -> tuple[Point, Rotation]:
+        """See `Take`."""
+        scene, handle = self.scene, handle_of(self.scene, self.thing)
+        points = scene.points(scene.parts(self.thing))
+        end = float((points @ handle).max())
+        tip = points[points @ handle > end - 0.02]
+        low, high = corners(tip)
+        place = (low + high) / 2
+        place = place + handle * (end - GRIPPED - place @ handle)
+        place[2] = low[2] + 0.65 * (high - low)[2]
+        return place, raking(-handle, self.tilt, -1.0)
+
+    def target(self) -> Point:
+        """See `Take`: a little above the floor, in the middle of the opening."""
+        scene = self.scene
+        low, high = self.opening()
+        below = scene.position(self.thing)[2] - scene.bottom(self.thing)
+        return np.array([(low[0] + high[0]) / 2 + self.aside, low[1] + self.DEEP, low[2] + below + 0.012])
+
+    def opening(self) -> tuple[Point, Point]:
+        """Corners of the room inside."""
+        scene = self.scene
+        low, high = scene.boxes(scene.parts(self.oven) & (scene.model.geom_bodyid == scene.root(self.oven)))
+        floor, roof = int(np.argmin(high[:, 2])), int(np.argmax(low[:, 2]))
+        lowest = np.array([low[roof][0], low[floor][1], high[floor][2]])
+        return lowest, np.array([high[roof][0], high[floor][1], low[roof][2]])
+
+    def is_placed(self) -> bool:
+        """See `Take`: deep enough, too."""
+        deep = self.scene.position(self.thing)[1] > self.opening()[0][1] + self.DEEP - 0.012
+        return self.scene.holds(self.goal) and deep
+
+    def done(self) -> bool:
+        """See `Job`: the hand is out as well."""
+        out = Hand.of(self.scene.simulator).position[1] < self.opening()[0][1] - 0.06
+        return self.scene.holds(self.goal) and not self.scene.grasped(self.thing) and out
+
+    def leave(self, hand: Hand, rotation: Rotation) -> Command:
+        """Backwards, the way that it came."""
+        away = rotation[:, 2] * -0.1 if hand.gap > OPENED else np.zeros(3)
+        return skills.move(hand, hand.position + away, rotation, OPEN)
+
+    def reach(self, hand: Hand, position: Point, rotation: Rotation) -> Command:
+        """See `Take`; along the hand's own axis."""
+        return come(hand, position, rotation, 0.12, self.speed)
+
+    def carry(self, hand: Hand, rotation: Rotation) -> Command:
+        """Up and before the opening, then straight in."""
+        at, goal = self.scene.position(self.thing), self.target()
+        gap = goal - at
+        off = float(np.hypot(gap[0], gap[2]))
+        goal[1] -= skills.funnel(off, self.DEEP + 0.12, tip=0.015, slope=8.0)
+        return skills.move(hand, hand.position + goal - at, rotation, CLOSE, self.speed)
+
+
+class IntoDrawer(Take):
+    """Into an open drawer that may stand out over the thing, which is round and taken by the rim.
+
+    The hand leans over from the front, so that it stays clear of the cabinet and of a drawer overhead. The thing comes
+    out from beneath before it goes up.
+    """
+
+    def __init__(self, scene: Scene, goal: Goal, generator: np.random.Generator) -> None:
+        super().__init__(scene, goal, generator)
+        self.drawer, self.floor = Drawer(scene, goal[2]), scene.bottom(goal[1])
+        overhead = corners(scene.points(self.drawer.geoms))[0][2] > scene.top(self.thing)
+        tilt = generator.uniform(32, 42) if overhead else generator.uniform(16, 24)
+        self.tilt, self.skew = np.radians(tilt), np.radians(generator.uniform(-15, 15))
+        self.side, self.cabinet = 1.0, scene.simulator.object_sites_dict[goal[2]].parent_name
+
+    def grip(self, hand: Hand) -> tuple[Point, Rotation]:
+        """See `Take`: by the rim, on the side of the arm, which reaches no farther stretched."""
+        scene, out = self.scene, self.drawer.out
+        along = np.cross(out, UP)
+        if not scene.squeezing():
+            self.side = 1.0 if (scene.base - scene.position(self.thing)) @ along > 0 else -1.0
+        heading = about(UP, self.skew) @ -out
+        towards = self.side * (about(UP, self.skew) @ along)
+        points, shape = scene.points(scene.parts(self.thing)), shape_of(scene, self.thing)
+        low, high = corners(points)
+        middle = (low + high) / 2
+        place = middle + towards * (float(((points - middle) @ towards).max()) - shape.inset)
+        place[2] = high[2] - shape.depth
+        return place, raking(heading, self.tilt)
+
+    def target(self) -> Point:
+        """See `Take`: the middle of the drawer, a little above its floor."""
+        below = self.scene.position(self.thing)[2] - self.scene.bottom(self.thing)
+        scene, out = self.scene, self.drawer.out
+        low, _ = corners(scene.points(self.drawer.geoms))
+        goal = np.array([*scene.position(self.place)[:2], low[2] + 0.025 + below])
+        others = scene.parts(self.cabinet) & ~self.drawer.geoms
+        ends = np.stack(scene.boxes(others))  # [2, N, 3]
+        front = (ends @ out)[:, ends[1, :, 2] > low[2] + 0.04].max()
+        points = scene.points(scene.parts(self.thing))
+        radius = float(np.ptp(points @ out)) / 2
+        return goal + out * max(0.0, front + radius + 0.004 - float(goal @ out))
+
+    def leave(self, hand: Hand, rotation: Rotation) -> Command:
+        """Lets go, then backs off along the hand's axis."""
+        away = rotation[:, 2] * -0.1 if hand.gap > OPENED else np.zeros(3)
+        return skills.move(hand, hand.position + away, rotation, OPEN)
+
+    def reach(self, hand: Hand, position: Point, rotation: Rotation) -> Command:
+        """Along the hand's axis; up and out first where the drawer is in the way."""
+        low, high = corners(self.scene.points(self.drawer.geoms))
+        inside = (hand.position > low - BESIDE)[:2].all() and (hand.position < high + BESIDE)[:2].all()
+        if inside and low[2] < hand.position[2] < high[2] + OVER:
+            away = UP * 0.05 + self.drawer.out * (0.05 if hand.position[2] > high[2] else 0.0)
+            return skills.move(hand, hand.position + away, rotation, OPEN)
+        return come(hand, position, rotation, 0.12, self.speed)
+
+    def carry(self, hand: Hand, rotation: Rotation) -> Command:
+        """See `Take`; a little above the table while the drawer is overhead."""
+        way = self.way_out()
+        if not way.any():
+            return super().carry(hand, rotation)
+        height = self.floor + SKIM - self.scene.bottom(self.thing)
+        return skills.move(hand, hand.position + way + UP * height, rotation, CLOSE)
+
+    def way_out(self) -> Point:
+        """The shortest way to the side from beneath the drawer; zeros where nothing is overhead."""
+        low, high = corners(self.scene.points(self.drawer.geoms))
+        least, most = corners(self.scene.points(self.scene.parts(self.thing)))
+        back, forth = low - most - BESIDE, high - least + BESIDE
+        if (back > 0)[:2].any() or (forth < 0)[:2].any() or least[2] > low[2]:
+            return np.zeros(3)
+        ways = [step[axis] * np.eye(3)[axis] for step in (back, forth) for axis in (0, 1)]
+        return min(ways, key=lambda way: float(np.abs(way).sum()))
+
+
+class Drawer:
+    """A drawer's joint and handle, by the name of its region."""
+
+    def __init__(self, scene: Scene, region: str) -> None:
+        self.scene, self.region = scene, region
+        site = scene.simulator.object_sites_dict[region]
+        self.joint = scene.model.joint(site.joints[0]).id
+        self.body = int(scene.model.jnt_bodyid[self.joint])
+        self.out = -level(scene.data.xaxis[self.joint])  # negative is open
+        self.geoms = (scene.model.geom_bodyid == self.body) & scene.solid
+        self.bar = int(max(np.flatnonzero(self.geoms), key=lambda geom: scene.data.geom_xpos[geom] @ self.out))
+
+    def handle(self) -> Point:
+        """The middle of its bar."""
+        return np.array(self.scene.data.geom_xpos[self.bar])
+
+    def opening(self) -> float:
+        """How far it is pulled out."""
+        return -float(self.scene.data.qpos[self.scene.model.jnt_qposadr[self.joint]])
+
+
+def drawer_of(scene: Scene, region: str) -> bool:
+    """Whether a region is the inside of a drawer."""
+    joints = getattr(scene.simulator.object_sites_dict.get(region), "joints", None)
+    return bool(joints) and "_level" in joints[0]
 
 
 def category(scene: Scene, name: str) -> str:
@@ -128,4 +327,28 @@ def category(scene: Scene, name: str) -> str:
     return str(scene.simulator.get_object(name).category_name) if scene.is_body(name) else ""
 
 
-KINDS = (Kind(lambda scene, goal: goal[0] == "on" and category(scene, goal[1]) == "moka_pot", lambda *a: [MokaPot(*a)]),)
+def middle_of(scene: Scene, mug: str) -> Point:
+    """The middle of a mug without its handle: of its rim."""
+    points = scene.points(scene.parts(mug))
+    low, high = corners(points[points[:, 2] > points[:, 2].max() - 0.004])
+    return (low + high) / 2
+
+
+def handle_of(scene: Scene, mug: str) -> Point:
+    """The horizontal direction from the middle of a mug to its handle."""
+    points = scene.points(scene.parts(mug))
+    gaps = points - middle_of(scene, mug)
+    farthest = gaps[np.argsort(-np.linalg.norm(gaps[:, :2], axis=1))[:8]]
+    return level(farthest.mean(0))
+
+
+def on_plate(scene: Scene, goal: Goal) -> bool:
+    """A mug onto something."""
+    return goal[0] == "on" and category(scene, goal[1]) in ("porcelain_mug", "white_yellow_mug")
+
+
+KINDS = (
+    Kind(lambda scene, goal: goal[0] == "on" and category(scene, goal[1]) == "moka_pot", lambda *a: [MokaPot(*a)]),
+    Kind(lambda scene, goal: goal[0] == "in" and goal[2].endswith("_heating_region"), lambda *a: [IntoMicrowave(*a)]),
+    Kind(on_plate, lambda *a: [Mug(*a)]),
+)

@@ -9,20 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float
-from scipy.spatial.transform import Rotation as Rotations
 
 from . import skills
-from .libero_objects import Grasp, pointing_down, shape_of
-from .libero_place import KEEN, NEAR, Manner, Place
-from .libero_scene import Goal, Job, Kind, Points, Scene
-from .skills import CLOSE, OPEN, Command, Hand, Point, Rotation
+from .libero_awkward import Drawer, IntoDrawer, drawer_of
+from .libero_objects import pointing_down
+from .libero_poses import FAR, UP, come, leaning, level, raking, turned
+from .libero_scene import Goal, Job, Kind, Scene
+from .skills import CLOSE, OPEN, Command, Hand, Rotation
 
-UP = np.array([0.0, 0.0, 1.0])
-FAR = 0.10  # of the hand before it comes near, along its own axis
 OPENED = 0.06  # gap of fingers that count as open
-ROOM, SKIM = 0.015, 0.015  # to the sides of an overhead drawer, and above the table beneath it
-BESIDE, OVER = 0.015, 0.05  # room that the fingers keep beside and over a drawer
 WIDE, SHUT = 0.155, 0.12  # how far a drawer is pulled, and less than that counts as not open enough
 
 
@@ -34,62 +29,13 @@ def one(job: Maker) -> Callable[[Scene, Goal, np.random.Generator], list[Job]]:
     return lambda scene, goal, generator: [job(scene, goal, generator)]
 
 
-def level(direction: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3"]:
-    """The horizontal direction, of length 1."""
-    flat = np.array([direction[0], direction[1], 0.0])
-    return flat / np.linalg.norm(flat)
-
-
-def leaning(heading: Float[np.ndarray, "3"], tilt: float) -> Rotation:
-    """The hand leaning towards `heading`, its finger axis in the plane of the lean: one finger above, one below.
-
-    The finger axis is the one that needs the smaller turn from the pose in which the arm starts.
-    """
-    side = 1.0 if heading[1] > 0 else -1.0
-    z = heading * np.sin(tilt) - UP * np.cos(tilt)
-    x = side * (heading * np.cos(tilt) + UP * np.sin(tilt))
-    return np.stack([x, np.cross(z, x), z], axis=1)
-
-
-def raking(heading: Float[np.ndarray, "3"], tilt: float, side: float = 1.0) -> Rotation:
-    """The hand leaning towards `heading`, its finger axis across: fingers side by side."""
-    z = heading * np.sin(tilt) - UP * np.cos(tilt)
-    x = side * np.cross(heading, UP)
-    return np.stack([x, np.cross(z, x), z], axis=1)
-
-
-def about(axis: Float[np.ndarray, "3"], angle: float) -> Rotation:
-    """The turn by `angle` about an axis of length 1."""
-    return np.asarray(Rotations.from_rotvec(angle * axis).as_matrix())
-
-
-def corners(points: Points) -> tuple[Point, Point]:
-    """Lowest and highest corner of the box around some points."""
-    return points.min(0), points.max(0)
-
-
-def turned(hand: Hand, rotation: Rotation) -> float:
-    """The angle that the hand is away from `rotation`."""
-    return float(np.linalg.norm(skills.rotation_vector(rotation @ hand.rotation.T)))
-
-
-def come(hand: Hand, position: Point, rotation: Rotation, far: float = FAR, speed: float = 1.0) -> Command:
-    """Down a funnel along the hand's own axis, with open fingers."""
-    axis, gap = rotation[:, 2], position - hand.position
-    aside = float(np.linalg.norm(gap - axis * (gap @ axis))) + 0.04 * max(0.0, turned(hand, rotation) - 0.06)
-    goal = position - axis * skills.funnel(aside, far)
-    if aside < NEAR:  # friction swallows small commands
-        goal = goal + (KEEN - 1) * (goal - hand.position)
-    return skills.move(hand, goal, rotation, OPEN, speed)
-
-
 class OpenDrawer:
-    """Takes a drawer by its handle and pulls."""
+    """Takes a drawer by its handle and pulls; not again once the thing that it was opened for is inside."""
 
     THICKNESS = 0.028  # gap of fingers that hold the handle, at most
 
-    def __init__(self, scene: Scene, goal: Goal, generator: np.random.Generator) -> None:
-        self.scene, self.goal = scene, goal
+    def __init__(self, scene: Scene, goal: Goal, generator: np.random.Generator, purpose: Goal | None = None) -> None:
+        self.scene, self.goal, self.purpose = scene, goal, purpose
         drawer = Drawer(scene, goal[1])
         self.drawer = drawer
         self.tilt = np.radians(generator.uniform(70, 90))
@@ -97,6 +43,8 @@ class OpenDrawer:
 
     def done(self) -> bool:
         """See `Job`: it is open wide enough, and the hand is off the handle."""
+        if self.purpose is not None and self.scene.holds(self.purpose):
+            return True
         return self.drawer.opening() > SHUT and not self.near(Hand.of(self.scene.simulator), 0.06)
 
     def near(self, hand: Hand, distance: float) -> bool:
@@ -120,28 +68,6 @@ class OpenDrawer:
         """Opens the fingers, then backs off."""
         away = self.drawer.out * 0.1 + UP * 0.05 if hand.gap > OPENED else 0.0
         return skills.move(hand, hand.position + away, rotation, OPEN)
-
-
-class Drawer:
-    """A drawer's joint and handle, by the name of its region."""
-
-    def __init__(self, scene: Scene, region: str) -> None:
-        self.scene, self.region = scene, region
-        site = scene.simulator.object_sites_dict[region]
-        self.joint = scene.model.joint(site.joints[0]).id
-        self.body = int(scene.model.jnt_bodyid[self.joint])
-        self.out = -level(scene.data.xaxis[self.joint])  # negative is open
-        self.geoms = (scene.model.geom_bodyid == self.body) & scene.solid
-        self.bar = int(max(np.flatnonzero(self.geoms), key=lambda geom: scene.data.geom_xpos[geom] @ self.out))
-
-    def handle(self) -> Point:
-        """The middle of its bar."""
-        return np.array(self.scene.data.geom_xpos[self.bar])
-
-    def opening(self) -> float:
-        """How far it is pulled out."""
-        return -float(self.scene.data.qpos[self.scene.model.jnt_qposadr[self.joint]])
-
 
 
 class TurnOn:
@@ -225,79 +151,76 @@ class Push:
         return skills.reach(hand, start, rotation, FAR)
 
 
-def drawer_of(scene: Scene, region: str) -> bool:
-    """Whether a region is the inside of a drawer."""
-    joints = getattr(scene.simulator.object_sites_dict.get(region), "joints", None)
-    return bool(joints) and "_level" in joints[0]
-
-
-class IntoDrawer(Place):
-    """Place, into an open drawer that may stand out over the thing, which is round and taken by the rim.
-
-    The hand leans over from the front, so that it stays clear of the cabinet, and takes the side that is not beneath
-    the drawer. The thing comes out from beneath before it goes up.
-    """
+class CloseDrawer:
+    """Pushes a drawer's handle with closed fingers, in a hand that leans so that the fingertips are in front."""
 
     def __init__(self, scene: Scene, goal: Goal, generator: np.random.Generator) -> None:
-        super().__init__(scene, goal, Manner.draw(generator))
-        self.drawer, self.floor = Drawer(scene, goal[2]), scene.bottom(goal[1])
-        self.tilt, self.skew = np.radians(generator.uniform(32, 42)), np.radians(generator.uniform(-15, 15))
+        self.scene, self.goal, self.drawer = scene, goal, Drawer(scene, goal[1])
+        self.tilt = np.radians(generator.uniform(28, 36))
+        self.side = generator.uniform(-0.015, 0.015)
+
+    def done(self) -> bool:
+        """See `Job`."""
+        return self.scene.holds(self.goal)
 
     def act(self, hand: Hand) -> Command:
         """See `Job`."""
-        if self.grasp is None or (not self.is_held(hand) and self.grasp.is_stale(self.scene, self.thing)):
-            self.grasp = self.lean()
-        return super().act(hand)
+        out = self.drawer.out
+        rotation = raking(-out, self.tilt)
+        press = self.drawer.handle() + out * 0.03 + np.cross(out, UP) * self.side
+        gap = hand.position - press
+        off = gap - out * (gap @ out)
+        if np.linalg.norm(off) < 0.02 and gap @ out < 0.06 and turned(hand, rotation) < 0.3:
+            return skills.move(hand, hand.position - off - out * 0.06, rotation, CLOSE)
+        start = press + out * 0.01
+        height = skills.funnel(skills.misalignment(hand, start, rotation), FAR)
+        return skills.move(hand, skills.above(start, height), rotation, CLOSE)
 
-    def lean(self) -> Grasp:
-        """By the rim, on the side away from the drawer's middle."""
-        scene, thing, out = self.scene, self.thing, self.drawer.out
-        along = np.cross(out, UP)
-        origin, turn = scene.position(thing), scene.rotation(thing)
-        side = 1.0 if (origin - self.drawer.handle()) @ along > 0 else -1.0
-        heading = about(UP, self.skew) @ -out
-        rotation = raking(heading, self.tilt, 1.0 if heading[1] < 0 else -1.0)
-        towards = side * (about(UP, self.skew) @ along)
-        points, shape = scene.points(scene.parts(thing)), shape_of(scene, thing)
-        low, high = corners(points)
-        middle = (low + high) / 2
-        reach = float(((points - middle) @ towards).max())
-        place = middle + towards * (reach - shape.inset)
-        place[2] = high[2] - shape.depth
-        return Grasp(offset=turn.T @ (place - origin), rotation=rotation, origin=origin, turn=turn, cost=0.0)
 
-    def reach(self, hand: Hand, grip: Point) -> Command:
-        """Along the hand's axis; up and out first where the drawer is in the way."""
-        assert self.grasp is not None
-        low, high = corners(self.scene.points(self.drawer.geoms))
-        inside = (hand.position > low - BESIDE)[:2].all() and (hand.position < high + BESIDE)[:2].all()
-        if inside and low[2] < hand.position[2] < high[2] + OVER:
-            away = UP * 0.05 + self.drawer.out * (0.05 if hand.position[2] > high[2] else 0.0)
-            return skills.move(hand, hand.position + away, self.grasp.rotation, OPEN)
-        return come(hand, grip, self.grasp.rotation, 0.12, self.manner.speed)
+class CloseDoor:
+    """Pushes a door with a vertical hinge at its outside, with closed fingers, all along its arc."""
 
-    def carry(self, hand: Hand) -> Command:
-        """See `Place`; a little above the table while the drawer is overhead."""
-        way = self.way_out()
-        if not way.any():
-            return super().carry(hand)
-        height = self.floor + SKIM - self.scene.bottom(self.thing)
-        return skills.move(hand, hand.position + way + UP * height, hand.rotation, CLOSE)
+    def __init__(self, scene: Scene, goal: Goal, generator: np.random.Generator) -> None:
+        self.scene, self.goal = scene, goal
+        model = scene.model
+        bodies = scene.parts(goal[1])
+        self.joint = next(j for j in range(model.njnt) if model.jnt_bodyid[j] in set(model.geom_bodyid[bodies]))
+        geoms = np.flatnonzero((model.geom_bodyid == model.jnt_bodyid[self.joint]) & scene.solid)
+        self.panel = int(max(geoms, key=lambda geom: float(np.prod(model.geom_aabb[geom][3:]))))
+        self.radius = generator.uniform(0.14, 0.18)
+        self.tilt = np.radians(generator.uniform(15, 25))
+        self.low = generator.uniform(0.045, 0.06)
 
-    def way_out(self) -> Point:
-        """The shortest way to the side from beneath the drawer; zeros where nothing is overhead."""
-        low, high = corners(self.scene.points(self.drawer.geoms))
-        least, most = corners(self.scene.points(self.scene.parts(self.thing)))
-        back, forth = low - most - ROOM, high - least + ROOM
-        if (back > 0)[:2].any() or (forth < 0)[:2].any() or least[2] > low[2]:
-            return np.zeros(3)
-        ways = [step[axis] * np.eye(3)[axis] for step in (back, forth) for axis in (0, 1)]
-        return min(ways, key=lambda way: float(np.abs(way).sum()))
+    def done(self) -> bool:
+        """See `Job`."""
+        return self.scene.holds(self.goal)
+
+    def act(self, hand: Hand) -> Command:
+        """See `Job`."""
+        scene = self.scene
+        hinge, panel = np.array(scene.data.xanchor[self.joint]), np.array(scene.data.geom_xpos[self.panel])
+        along = level(panel - hinge)
+        ahead = np.cross(UP, along)  # the way it closes
+        half = np.sort(scene.model.geom_size[self.panel])
+        outside = float((panel - hinge) @ ahead) - half[0] - 0.012
+        top = panel[2] + half[1]
+        press = hinge + along * self.radius + ahead * outside
+        press[2] = top - self.low
+        rotation = raking(ahead, self.tilt, -1.0)
+        gap = hand.position - press
+        if gap @ ahead < 0.02 and abs(gap @ along) < 0.06 and abs(gap[2]) < 0.03 and turned(hand, rotation) < 0.5:
+            return skills.move(hand, press + ahead * 0.06, rotation, CLOSE)
+        start = press - ahead * 0.04
+        over = max(top + 0.05, scene.highest(hand.position, start) + 0.05)
+        if np.linalg.norm((hand.position - start)[:2]) > 0.05 and hand.position[2] < over - 0.03:
+            return skills.move(hand, np.array([*hand.position[:2], over]), rotation, CLOSE)
+        height = skills.funnel(skills.misalignment(hand, start, rotation), over - start[2])
+        return skills.move(hand, skills.above(start, height), rotation, CLOSE)
 
 
 def make_into_drawer(scene: Scene, goal: Goal, generator: np.random.Generator) -> Sequence[Job]:
     """Open the drawer, then put the thing inside."""
-    return [OpenDrawer(scene, ("open", goal[2]), generator), IntoDrawer(scene, goal, generator)]
+    return [OpenDrawer(scene, ("open", goal[2]), generator, purpose=goal), IntoDrawer(scene, goal, generator)]
 
 
 KINDS = (
@@ -305,4 +228,6 @@ KINDS = (
     Kind(lambda scene, goal: goal[0] == "turnon", one(TurnOn), order=0),
     Kind(lambda scene, goal: goal[0] == "on" and goal[1].startswith("plate"), one(Push)),
     Kind(lambda scene, goal: goal[0] == "in" and drawer_of(scene, goal[2]), make_into_drawer),
+    Kind(lambda scene, goal: goal[0] == "close" and drawer_of(scene, goal[1]), one(CloseDrawer), order=2),
+    Kind(lambda scene, goal: goal[0] == "close" and scene.is_body(goal[1]), one(CloseDoor), order=2),
 )
