@@ -1,4 +1,4 @@
-"""The report's figures, as PNG and SVG: an overview, and each panel alone for a paper."""
+"""Panels of the report's figures, and the overview that has most of them."""
 
 from __future__ import annotations
 
@@ -34,23 +34,6 @@ STYLE: Any = {  # matplotlib types the names one by one
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "rsd_fast",  # equal data, equal file
 }
-
-
-def save_plots(summary: Summary, folder: Path) -> list[Path]:
-    """Writes report.png and report.svg, and every panel alone to plots/NAME.png and .svg; returns the paths."""
-    from .pareto import draw_pareto  # a figure of its own, in the same style
-
-    with matplotlib.rc_context(STYLE):
-        paths = save(draw(summary), folder / "report")
-        for name, panel in PANELS.items():
-            figure = Figure(figsize=(5.2, _height(summary, name)), layout="constrained")
-            panel(figure.subplots(), summary)
-            _mode_legend(figure, summary, name)
-            paths += save(figure, folder / "plots" / name)
-        for name, pareto in (("latency", draw_pareto(summary, "ms_p50")), ("passes", draw_pareto(summary, "passes"))):
-            if pareto is not None:
-                paths += save(pareto, folder / "plots" / f"pareto_{name}")
-    return paths
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
@@ -205,6 +188,14 @@ PANELS: dict[str, Callable[[Any, Summary], None]] = {
     "phases": phases,
     "acceptance": layers,
 }
+
+
+def draw_alone(name: str, summary: Summary) -> Figure:
+    """One of `PANELS` as a figure of its own."""
+    figure = Figure(figsize=(5.2, _height(summary, name)), layout="constrained")
+    PANELS[name](figure.subplots(), summary)
+    _mode_legend(figure, summary, name)
+    return figure
 
 
 # ---- pieces

@@ -14,7 +14,8 @@ from rich.table import Table
 from . import tables
 from .config import ReportConfig
 from .exports import write_tables
-from .plots import FEW, save_plots
+from .figures import save_figures
+from .plots import FEW
 from .records import EpisodeRow, Records, mode_order, read_header, write_text
 from .statistics import Summary, summarise
 from .videos import write_videos
@@ -47,10 +48,10 @@ def write_report(config: ReportConfig) -> Summary:
         raise ValueError(f"got no episodes in {records.file}, expected at least one")
     summary = summarise(rows, mode_order(records, config.folders), config.baseline)
     write_text(out / SUMMARY_FILE, json.dumps({"rows": tables.results(summary), **summary.as_dict()}, indent=2) + "\n")
-    plots = save_plots(summary, out)
+    figures = save_figures(summary, out)
     write_tables(summary, out)
     videos = write_videos(rows, summary.modes, config.folders, out)
-    write_text(out / REPORT_FILE, report_text(summary, rows, [path.relative_to(out) for path in (*plots, *videos)]))
+    write_text(out / REPORT_FILE, report_text(summary, rows, [path.relative_to(out) for path in (*figures, *videos)]))
     print_report(summary, rows, out)
     return summary
 

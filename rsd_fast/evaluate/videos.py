@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .episodes import Film
 from .films import file_name, film_path, has_film, load_film
+from .phases import phases
 from .records import EpisodeRow
 
 FPS = 20  # control steps a second
@@ -44,12 +45,15 @@ class Panel:
         picture.paste(inset, (PANEL - INSET, 0))
         draw = ImageDraw.Draw(picture)
         draw.rectangle((PANEL - INSET, 0, PANEL - 1, INSET - 1), outline="black", width=2)
-        draw.text((8, PANEL + 4), self.row.mode, fill="white", font=_font(16))
-        if step >= last:
-            text = f"{self.row.outcome} after {self.row.steps} steps"
-            draw.text((PANEL - 8, PANEL + 4), text, fill=OUTCOMES[self.row.outcome], font=_font(16), anchor="ra")
-        draw.text((8, PANEL + 28), self._caption(chunk, shown), fill="#CCCCCC", font=_font(14))
+        _write(draw, (8, PANEL + 4), self.row.mode, "white", 16, PANEL - 16)
+        over = step >= last
+        caption = self._outcome() if over else self._caption(chunk, shown)
+        _write(draw, (8, PANEL + 28), caption, OUTCOMES[self.row.outcome] if over else "#CCCCCC", 14, PANEL - 16)
         return picture
+
+    def _outcome(self) -> str:
+        text = f"{self.row.outcome} after {self.row.steps} steps"
+        return f"{text}, {np.mean(self.row.passes):.2f} passes a chunk" if self.row.passes else text
 
     def _caption(self, chunk: int, step: int) -> str:
         if not self.row.passes:  # the expert decodes nothing
@@ -57,8 +61,8 @@ class Panel:
         passes = self.row.passes[chunk]
         text = f"step {step + 1}  chunk {chunk + 1}: {passes} pass{'es' if passes > 1 else ''}"
         if self.row.kept_rates[chunk]:
-            text += f", {self.row.accepted_layers[chunk]:.2f} of {len(self.row.kept_rates[chunk])} drafted layers kept"
-        return text
+            text += f", kept {self.row.accepted_layers[chunk]:.2f} of {len(self.row.kept_rates[chunk])} drafted layers"
+        return f"{phases(self.row)[chunk]}  {text}"
 
 
 def write_videos(rows: Sequence[EpisodeRow], modes: Sequence[str], folders: Sequence[Path], out: Path) -> list[Path]:
@@ -108,11 +112,12 @@ def frames(panels: Sequence[Panel]) -> Iterator[Frame]:
     columns = min(len(panels), COLUMNS)
     lines = -(-len(panels) // columns)
     row = panels[0].row
-    title = f"{row.instruction}   ({row.suite} {row.task}, initial state {row.init_state})"
+    task = "" if row.task.replace("_", " ") == row.instruction else f" {row.task}"  # LIBERO's names say the same
+    title = f"{row.instruction}   ({row.suite}{task}, initial state {row.init_state}, seed {row.seed})"
     size = (columns * (PANEL + GAP) - GAP, TITLE + lines * (PANEL + BAND))
     for step in range(max(len(panel.film.frames) for panel in panels) + HOLD):
         canvas = Image.new("RGB", size, "black")
-        ImageDraw.Draw(canvas).text((8, 6), title, fill="white", font=_font(16))
+        _write(ImageDraw.Draw(canvas), (8, 6), title, "white", 16, size[0] - 16)
         for place, panel in enumerate(panels):
             line, column = divmod(place, columns)
             canvas.paste(panel.draw(step), (column * (PANEL + GAP), TITLE + line * (PANEL + BAND)))
@@ -126,6 +131,12 @@ def _is_current(path: Path, films: Sequence[Path]) -> bool:
 
 def _scaled(picture: Frame, size: int) -> Image.Image:
     return Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, colour: str, size: int, width: int) -> None:
+    """Text, smaller where it would be wider than `width` pixels."""
+    font = next((font for n in range(size, 7, -1) if draw.textlength(text, font := _font(n)) <= width), _font(7))
+    draw.text(at, text, fill=colour, font=font)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rsd_fast.evaluate import pareto, plots
+from rsd_fast.evaluate import figures
 from rsd_fast.evaluate.config import EvalConfig
 from rsd_fast.evaluate.policies import Policies
 from rsd_fast.evaluate.records import EpisodeRow, Records
@@ -33,8 +33,8 @@ def all_figures() -> None:
 def only_the_overview(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take most of a report's time; tests of other things draw one."""
     if "all_figures" not in request.fixturenames:
-        monkeypatch.setattr(plots, "PANELS", {})
-        monkeypatch.setattr(pareto, "draw_pareto", lambda *_: None)
+        monkeypatch.setattr(figures, "PANELS", {})
+        monkeypatch.setattr(figures, "draw_pareto", lambda *_: None)
 
 
 @pytest.fixture
