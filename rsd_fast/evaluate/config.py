@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +34,9 @@ class DecodeSettings:
     """Layers to decode; default all."""
     tolerance: float | None = None
     """Adaptive depth instead of --stop: as few layers as stay within so much of the full code, in action units."""
+    expected_last: bool | None = None
+    """Read the last layer as a mean over its levels, not as the likeliest one; default yes, unless it samples. In a
+    mode string on or off."""
 
     def engine_settings(self) -> dict[str, Any]:
         """As keyword arguments of the engine, all but the draft (which is a model to load)."""
@@ -84,7 +87,7 @@ def parse_mode(text: str, defaults: DecodeSettings) -> ModeChoice:
     """`"rsd"` or `"rsd:theta=1,rule=exact"`: a mode of the engine, and what differs from `defaults`.
 
     Raises:
-        ValueError: a mode or a setting that does not exist, or a value that is no number where one is expected.
+        ValueError: a mode or a setting that does not exist, or a value that is not what its setting takes.
     """
     mode, _, overrides = text.partition(":")
     if mode not in (*MODES, EXPERT):
@@ -99,11 +102,16 @@ def parse_mode(text: str, defaults: DecodeSettings) -> ModeChoice:
         try:
             changes[name] = _CONVERT[name](value)
         except ValueError as error:
-            raise ValueError(f"got {value!r} for {name} in mode {text!r}, expected a number") from error
+            expected = "on or off" if _CONVERT[name] is _switch else "a number"
+            raise ValueError(f"got {value!r} for {name} in mode {text!r}, expected {expected}") from error
     return ModeChoice(text, mode, replace(defaults, **changes))
 
 
-_CONVERT: dict[str, type] = {
+def _switch(text: str) -> bool:
+    return bool(("off", "on").index(text))
+
+
+_CONVERT: dict[str, Callable[[str], Any]] = {
     "draft": str,
     "rule": str,
     "granularity": str,
@@ -112,6 +120,7 @@ _CONVERT: dict[str, type] = {
     "temperature": float,
     "stop": int,
     "tolerance": float,
+    "expected_last": _switch,
 }
 
 

@@ -186,7 +186,7 @@ def _block(row: dict[str, str]) -> tuple[str, str]:
 
 
 def _mode(row: EpisodeRow) -> str:
-    names = ("mode", "draft", "rule", "granularity", "theta", "keep", "temperature", "stop")
+    names = ("mode", "draft", "rule", "granularity", "theta", "keep", "expected_last", "temperature", "stop")
     return ", ".join(f"{name} {row.settings[name]}" for name in names if row.settings.get(name) is not None)
 
 

@@ -28,6 +28,8 @@ def test_a_mode_changes_only_what_it_names() -> None:
     choice = parse_mode("rsd:theta=1,rule=exact,stop=2", DecodeSettings(temperature=0.5))
     assert (choice.mode, choice.settings) == ("rsd", DecodeSettings(theta=1.0, rule="exact", stop=2, temperature=0.5))
     assert choice.draft == "coarse"
+    for word, told in (("on", True), ("off", False)):
+        assert parse_mode(f"sequential:expected_last={word}", DecodeSettings()).settings.expected_last is told
     assert parse_mode("sequential", DecodeSettings()).draft is None
 
 
@@ -38,6 +40,7 @@ def test_a_mode_changes_only_what_it_names() -> None:
         (["expert:theta=1"], "got 'expert:theta=1', expected 'expert': it decodes nothing"),
         (["rsd:tau=1"], r"got 'tau=1' .* expected NAME=VALUE with one of \['draft', "),
         (["rsd:theta=much"], "got 'much' for theta .* expected a number"),
+        (["rsd:expected_last=maybe"], "got 'maybe' for expected_last .* expected on or off"),
         (["sequential,theta=1"], "got setting 'theta=1' without a mode"),
         (["rsd", "rsd"], "none twice"),
         ([], "at least one"),
