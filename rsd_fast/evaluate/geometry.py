@@ -52,7 +52,7 @@ def replay(rows: Iterable[EpisodeRow], times: Milliseconds) -> list[EpisodeRow]:
 
 def _stages(row: EpisodeRow, times: Milliseconds) -> dict[str, list[float]]:
     once = {"vision": times["vision"], "prefill": times["prefill"]}
-    once |= {"draft": times["draft"] if row.settings["mode"] == "rsd" else 0.0}
+    once |= {"draft": times["draft"] if row.settings.get("mode") == "rsd" else 0.0}
     return {name: [ms] * len(row.passes) for name, ms in once.items()} | {
         "passes": [count * times["pass"] for count in row.passes],
         "tail": [count * times["tail"] for count in row.passes],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import matplotlib
 
 from . import tables
-from .config import StudyConfig
+from .config import EXPERT, StudyConfig
 from .films import slug
 from .geometry import Milliseconds, read_geometry, replay
 from .pareto import draw_pareto
@@ -67,7 +68,8 @@ def read_policies(config: StudyConfig) -> list[Policy]:
         rows = Records.merge([folder]).rows
         if not rows:
             raise ValueError(f"got no episodes in {folder}, expected at least one")
-        folders.setdefault(str(next(iter(rows.values())).settings["checkpoint"]), []).append(folder)
+        checkpoints = [str(row.settings["checkpoint"]) for row in rows.values() if row.mode != EXPERT]
+        folders.setdefault(checkpoints[0] if checkpoints else EXPERT, []).append(folder)
     names = [Path(checkpoint).name for checkpoint in folders]
     return [
         _policy(config, name if names.count(name) == 1 else checkpoint, folders[checkpoint])
@@ -81,7 +83,7 @@ def _policy(config: StudyConfig, name: str, folders: list[Path]) -> Policy:
     measured = summarise(rows, modes, config.baseline)
     if config.stages is None:
         return Policy(name, rows, measured, None, None)
-    times = read_geometry(config.stages, rows[0].settings.get("layers"))
+    times = read_geometry(config.stages, next((layers for row in rows if (layers := row.settings.get("layers"))), None))
     return Policy(name, rows, measured, summarise(replay(rows, times), modes, config.baseline), times)
 
 
@@ -106,15 +108,16 @@ def front(config: StudyConfig, policies: Sequence[Policy]) -> str:
 def answer(policy: Policy) -> str:
     """One paragraph: the recommended setting, or that there is none."""
     summary = policy.judged
-    rsd = [group for group in summary.over_all if summary.settings[group.mode]["mode"] == "rsd"]
+    rsd = [group for group in summary.over_all if summary.settings[group.mode].get("mode") == "rsd"]
     if not rsd:
         return "no setting of RSD was run."
     verdicts = {group.mode: judge(group, summary) for group in rsd}
     paying = [group for group in rsd if verdicts[group.mode].pays]
     best = recommend(summary)
-    base = summary.group(summary.baseline)
-    assert base is not None
-    count = f"RSD pays in {len(paying)} of {tables.plural(len(rsd), 'setting')}"
+    kinds = Counter(verdict.kind for verdict in verdicts.values())
+    told = {"open": "open", "costs success": "cost success", "slow": "not fast enough", "no pairs": "without pairs"}
+    others = ", ".join(f"{kinds[kind]} {words}" for kind, words in told.items() if kinds[kind])
+    count = f"RSD pays in {len(paying)} of {tables.plural(len(rsd), 'setting')}{f' ({others})' if others else ''}"
     if best is None:
         fastest = least(rsd, lambda group: group.ms_mean)
         return f"{count}; nothing is recommended over `{summary.baseline}`. The fastest, {sentence(fastest, summary)}"
@@ -141,7 +144,7 @@ def sentence(group: Group, summary: Summary) -> str:
 def against_rival(policy: Policy, best: Group) -> str:
     """The recommended setting against the fastest mode without a draft model that pays; empty where there is none."""
     summary = policy.judged
-    others = [group for group in summary.over_all if summary.settings[group.mode]["mode"] != "rsd"]
+    others = [group for group in summary.over_all if summary.settings[group.mode].get("mode") != "rsd"]
     rivals = [group for group in others if judge(group, summary).pays]
     if not rivals:
         return ""
@@ -267,7 +270,7 @@ def findings(policy: Policy) -> Iterator[str]:
         yield f"Passes of `{best.mode}` by phase: {told}."
     for group in summary.over_all:
         verdict = judge(group, summary)
-        if summary.settings[group.mode]["mode"] == "rsd" and not verdict.pays:
+        if summary.settings[group.mode].get("mode") == "rsd" and not verdict.pays:
             yield f"`{group.mode}`: {verdict.text}."
 
 

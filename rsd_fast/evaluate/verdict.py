@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from .geometry import Milliseconds
 from .statistics import Group, PairedTest, Summary
@@ -24,28 +25,33 @@ THRESHOLDS = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """`text` says why."""
+    """What holds of a setting; `text` says why."""
 
-    pays: bool
+    kind: Literal["baseline", "no pairs", "slow", "pays", "costs success", "open"]
     text: str
+
+    @property
+    def pays(self) -> bool:
+        """Whether it does."""
+        return self.kind == "pays"
 
 
 def judge(group: Group, summary: Summary) -> Verdict:
     """A mode against the baseline in the same task, suite or over everything."""
     base = summary.group(summary.baseline, group.task, group.suite)
     if group.mode == summary.baseline:
-        return Verdict(False, "baseline")
+        return Verdict("baseline", "baseline")
     speedup = mean_speedup(group, base) if base else None
     difference = group.paired.difference if group.paired else None
     if speedup is None or difference is None or group.paired is None:
-        return Verdict(False, "no pairs")
+        return Verdict("no pairs", "no pairs")
     if speedup < LEAST_SPEEDUP:
-        return Verdict(False, f"does not pay: {speedup:.2f}x")
+        return Verdict("slow", f"does not pay: {speedup:.2f}x")
     if difference >= -MOST_LOSS:
-        return Verdict(True, "pays")
+        return Verdict("pays", "pays")
     if group.paired.p_value < ALPHA:
-        return Verdict(False, f"costs success: {points(difference)}, p = {group.paired.p_value:.2g}")
-    return Verdict(False, f"open: {points(difference)}, p = {group.paired.p_value:.2g}")
+        return Verdict("costs success", f"costs success: {points(difference)}, p = {group.paired.p_value:.2g}")
+    return Verdict("open", f"open: {points(difference)}, p = {group.paired.p_value:.2g}")
 
 
 def judge_rival(test: PairedTest, speedup: float) -> str:
@@ -66,7 +72,7 @@ def mean_speedup(group: Group, base: Group) -> float | None:
 
 def recommend(summary: Summary) -> Group | None:
     """Of the settings of RSD that pay: the highest success, then the fewest passes; None if none does."""
-    rsd = [group for group in summary.over_all if summary.settings[group.mode]["mode"] == "rsd"]
+    rsd = [group for group in summary.over_all if summary.settings[group.mode].get("mode") == "rsd"]
     paying = [group for group in rsd if judge(group, summary).pays]
     return min(paying, key=lambda group: (-(group.success.rate or 0.0), group.passes or 0.0), default=None)
 

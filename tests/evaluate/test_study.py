@@ -121,7 +121,10 @@ def test_the_page_says_where_it_pays_and_with_which_setting(
     assert "**made up**" in text
     assert "replayed at the geometry of `stages.json`" in text
     assert "at least 1.1 times shorter" in text
-    assert "- **nano**: RSD pays in 1 of 3 settings. Recommended: `rsd:rule=good`: success 30/30 against 30/30" in text
+    assert (
+        "- **nano**: RSD pays in 1 of 3 settings (1 cost success, 1 not fast enough). Recommended: `rsd:rule=good`: "
+        "success 30/30 against 30/30" in text
+    )
     assert "20.5 ms a chunk against 27.0 (1.32x)" in text
     assert "Break-even: below 2.80 passes RSD is faster than the 3 of `sequential`" in text
     assert "- `rsd:rule=slow`: does not pay: 0.96x." in text
