@@ -18,7 +18,7 @@ from .plots import STYLE, save
 from .records import EpisodeRow, Records, mode_order, write_text
 from .report import conditions, in_order, notes
 from .statistics import Group, Summary, compare, summarise
-from .verdict import THRESHOLDS, break_even, judge, judge_rival, least, mean_speedup, recommend
+from .verdict import THRESHOLDS, Kind, break_even, judge, judge_rival, least, mean_speedup, recommend
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,12 @@ def answer(policy: Policy) -> str:
     paying = [group for group in rsd if verdicts[group.mode].pays]
     best = recommend(summary)
     kinds = Counter(verdict.kind for verdict in verdicts.values())
-    told = {"open": "open", "costs success": "cost success", "slow": "not fast enough", "no pairs": "without pairs"}
+    told: dict[Kind, str] = {
+        "open": "open",
+        "costs success": "cost success",
+        "slow": "not fast enough",
+        "no pairs": "without pairs",
+    }
     others = ", ".join(f"{kinds[kind]} {words}" for kind, words in told.items() if kinds[kind])
     count = f"RSD pays in {len(paying)} of {tables.plural(len(rsd), 'setting')}{f' ({others})' if others else ''}"
     if best is None:

@@ -10,6 +10,8 @@ from .geometry import Milliseconds
 from .statistics import Group, PairedTest, Summary
 from .tables import points
 
+Kind = Literal["baseline", "no pairs", "slow", "pays", "costs success", "open"]
+
 LEAST_SPEEDUP = 1.10  # of the mean latency
 MOST_LOSS = 0.01  # of success, paired
 ALPHA = 0.05  # of the exact McNemar test
@@ -27,7 +29,7 @@ THRESHOLDS = (
 class Verdict:
     """What holds of a setting; `text` says why."""
 
-    kind: Literal["baseline", "no pairs", "slow", "pays", "costs success", "open"]
+    kind: Kind
     text: str
 
     @property
