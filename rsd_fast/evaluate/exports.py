@@ -46,6 +46,7 @@ def all_cells(summary: Summary) -> dict[str, tuple[str, tables.Rows]]:
     base = summary.baseline
     captions = {
         "results": f"Success, passes of the main model a chunk, latency [ms] and speedup over {base}.",
+        "totals": f"Over all tasks: success, passes a chunk, latency [ms] and speedup over {base}.",
         "paired": f"Paired difference of success to {base}, exact McNemar test.",
         "passes": "Chunks by passes of the main model.",
         "phases": "Passes and kept layers of the draft by phase of the episode.",
@@ -56,6 +57,7 @@ def all_cells(summary: Summary) -> dict[str, tuple[str, tables.Rows]]:
     }
     rows = {
         "results": tables.results(summary),
+        "totals": tables.results(summary, tables.totals(summary)),
         "paired": tables.comparisons(summary),
         "passes": tables.passes(summary),
         "phases": tables.by_phase(summary),

@@ -10,8 +10,11 @@ from .statistics import Group, PairedTest, Share, Summary, front
 Rows = list[dict[str, str]]
 
 
-def results(summary: Summary) -> Rows:
-    """One row a task and mode, then one a mode over all tasks; of every suite, where there are several."""
+def results(summary: Summary, groups: Sequence[Group] | None = None) -> Rows:
+    """One row a task and mode, then one a mode over all tasks; of every suite, where there are several.
+
+    `groups` chooses the rows.
+    """
     return [
         where(summary, group)
         | {
@@ -24,7 +27,7 @@ def results(summary: Summary) -> Rows:
             "ms/action": number(group.action_ms, 2),
             "speedup": number(group.speedup, 2, "x"),
         }
-        for group in shown(summary)
+        for group in (shown(summary) if groups is None else groups)
     ]
 
 

@@ -53,7 +53,7 @@ def test_csv_has_full_numbers_by_task_suite_and_over_all(summary: Summary, tmp_p
 def test_latex_tables_are_whole_and_need_no_package(summary: Summary, tmp_path: Path) -> None:
     paths = [path for path in write_tables(summary, tmp_path) if path.suffix == ".tex"]
     assert {path.stem for path in paths} == {
-        *("results", "paired", "passes", "phases", "layers", "stages", "latency", "pareto")
+        *("results", "totals", "paired", "passes", "phases", "layers", "stages", "latency", "pareto")
     }
     for path in paths:
         text = path.read_text()
@@ -67,6 +67,9 @@ def test_latex_tables_are_whole_and_need_no_package(summary: Summary, tmp_path: 
             assert rf"\providecommand{{\{rule}}}{{\hline}}" in text
     results = (tmp_path / "tables" / "results.tex").read_text()
     assert r"one\_suite & Push & sequential & 2/2 & 34--100\,\% & 3.00" in results
+    totals = (tmp_path / "tables" / "totals.tex").read_text()
+    assert "Push" not in totals
+    assert r"other & all & sequential & 2/2" in totals
     assert r" &  & rsd:theta=0.9 & 2/2" in results  # suite and task are not said twice
     assert "speedup over sequential. 8 episodes in all" in results
 
