@@ -79,7 +79,7 @@ class Place:
             return self.back_off(hand)
         tolerance = DRIFT if scene.closing() else TOLERANCE
         if skills.at_grasp(hand, grip, rotation, tolerance) and hand.gap > EMPTY:
-            return skills.grasp(hand, grip, rotation)
+            return skills.move(hand, keen(hand, grip), rotation, CLOSE, speed=0.6)
         return self.reach(hand, grip)
 
     def gets_nowhere(self, hand: Hand) -> bool:
@@ -125,10 +125,7 @@ class Place:
         height = skills.funnel(skills.misalignment(hand, grip, rotation), over - grip[2])
         if hand.gap < OPENED:
             height = max(height, 0.05)
-        goal = skills.above(grip, height)
-        if aside < NEAR:  # friction swallows small commands
-            goal[:2] += (KEEN - 1) * (goal - hand.position)[:2]
-        return skills.move(hand, goal, rotation, OPEN, self.manner.speed)
+        return skills.move(hand, keen(hand, skills.above(grip, height)), rotation, OPEN, self.manner.speed)
 
     def carry(self, hand: Hand) -> Command:
         """The object over its target, over everything on the way, then down."""
@@ -143,8 +140,8 @@ class Place:
         height = goal[2] + skills.funnel(aside, max(0.0, over - goal[2]), tip=ON_TARGET)
         if aside > 0.03 and at[2] < height - 0.01:
             return skills.move(hand, skills.above(hand.position, height + 0.01 - at[2]), rotation, CLOSE)
-        wanted = np.array([*goal[:2], height])
-        return skills.move(hand, hand.position + wanted - at, rotation, CLOSE, 1.0 if aside > 0.02 else 0.6)
+        wanted = hand.position + np.array([*goal[:2], height]) - at
+        return skills.move(hand, keen(hand, wanted), rotation, CLOSE, 1.0 if aside > 0.02 else 0.6)
 
     def place(self, hand: Hand) -> Point:
         """Where the object's origin is to go."""
@@ -168,6 +165,12 @@ class Place:
             return False
         resting = self.support is not None and scene.touching(scene.parts(thing), scene.parts(self.support))
         return bool(gap[2] < 0.006 or (resting and scene.speed(thing) < 0.02))
+
+
+def keen(hand: Hand, goal: Point) -> Point:
+    """A point further away than a goal that is near, since friction swallows small commands."""
+    gap = (goal - hand.position) * [1, 1, 0]
+    return goal + (KEEN - 1) * gap if np.linalg.norm(gap) < NEAR else goal
 
 
 def target_body(scene: Scene, target: str) -> str | None:
