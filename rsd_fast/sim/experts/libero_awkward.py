@@ -19,6 +19,7 @@ OPENED = 0.06  # gap of fingers that count as open
 TOLERANCE, DRIFT = 0.007, 0.015  # of the hand when it begins to close, and until it has
 ROOM = 0.025  # between what travels and what it passes over
 BESIDE, OVER = 0.015, 0.05  # room that the fingers keep beside and over a drawer
+RESTING = 0.01  # metres a second
 SKIM = 0.015  # above the table beneath it
 GRIPPED = 0.010  # of the hand from the end of a handle
 
@@ -156,12 +157,12 @@ class IntoMicrowave(Take):
     The mug stands with its handle away from the oven. What is left sticking out goes in with the door.
     """
 
-    DEEP: ClassVar[float] = 0.040  # of the mug's origin behind the front
+    DEEP: ClassVar[float] = 0.034  # of the mug's origin behind the front
 
     def __init__(self, scene: Scene, goal: Goal, generator: np.random.Generator) -> None:
         super().__init__(scene, goal, generator)
-        self.tilt = np.radians(generator.uniform(32, 40))
-        self.aside = float(generator.uniform(-0.005, 0.015))
+        self.tilt = np.radians(generator.uniform(40, 46))
+        self.aside = float(generator.uniform(0.005, 0.02))
         self.oven = goal[2].removesuffix("_heating_region")
 
     def grip(self, hand: Hand) -> tuple[Point, Rotation]:
@@ -250,17 +251,27 @@ class IntoDrawer(Take):
         return place, raking(heading, self.tilt)
 
     def target(self) -> Point:
-        """See `Take`: the middle of the drawer, a little above its floor."""
+        """See `Take`: the middle of the drawer, clear of the handles of those above it until the rim is below them."""
         below = self.scene.position(self.thing)[2] - self.scene.bottom(self.thing)
         scene, out = self.scene, self.drawer.out
         low, _ = corners(scene.points(self.drawer.geoms))
         goal = np.array([*scene.position(self.place)[:2], low[2] + 0.025 + below])
         others = scene.parts(self.cabinet) & ~self.drawer.geoms
         ends = np.stack(scene.boxes(others))  # [2, N, 3]
-        front = (ends @ out)[:, ends[1, :, 2] > low[2] + 0.04].max()
+        above = (ends[1, :, 2] > low[2] + 0.04) & (ends[0, :, 2] < scene.top(self.thing))
+        front = (ends @ out)[:, above].max()
         points = scene.points(scene.parts(self.thing))
         radius = float(np.ptp(points @ out)) / 2
         return goal + out * max(0.0, front + radius + 0.004 - float(goal @ out))
+
+    def is_placed(self) -> bool:
+        """See `Take`: low enough, too, so that it comes to stand flat and the drawer can be closed."""
+        scene = self.scene
+        if not scene.holds(self.goal):
+            return False
+        low, _ = corners(scene.points(self.drawer.geoms))
+        rests = scene.touching(scene.parts(self.thing), self.drawer.geoms) and scene.speed(self.thing) < RESTING
+        return rests or scene.bottom(self.thing) < low[2] + 0.03
 
     def leave(self, hand: Hand, rotation: Rotation) -> Command:
         """Lets go, then backs off along the hand's axis."""

@@ -188,7 +188,7 @@ class CloseDoor:
         geoms = np.flatnonzero((model.geom_bodyid == model.jnt_bodyid[self.joint]) & scene.solid)
         self.panel = int(max(geoms, key=lambda geom: float(np.prod(model.geom_aabb[geom][3:]))))
         self.radius = generator.uniform(0.14, 0.18)
-        self.tilt = np.radians(generator.uniform(15, 25))
+        self.tilt = np.radians(generator.uniform(0, 8))
         self.low = generator.uniform(0.045, 0.06)
 
     def done(self) -> bool:
@@ -210,7 +210,7 @@ class CloseDoor:
         gap = hand.position - press
         if gap @ ahead < 0.02 and abs(gap @ along) < 0.06 and abs(gap[2]) < 0.03 and turned(hand, rotation) < 0.5:
             return skills.move(hand, press + ahead * 0.06, rotation, CLOSE)
-        start = press - ahead * 0.04
+        start = press - ahead * 0.03
         over = max(top + 0.05, scene.highest(hand.position, start) + 0.05)
         if np.linalg.norm((hand.position - start)[:2]) > 0.05 and hand.position[2] < over - 0.03:
             return skills.move(hand, np.array([*hand.position[:2], over]), rotation, CLOSE)
