@@ -84,6 +84,8 @@ class FusedBackbone(Backbone):
         half = self.config.head_dim // 2
         self.cos, self.sin = (table[:, :half].contiguous() for table in rotary_table(self.config, positions))
         self.packed = [pack_layer(layer) for layer in self.layers]
+        if weight.is_cuda:
+            torch.cuda.empty_cache()  # blocks of single weights are too small for anything that comes
 
     def _apply(self, fn: Any, recurse: bool = True) -> FusedBackbone:
         super()._apply(fn, recurse)
@@ -180,7 +182,7 @@ class FusedBackbone(Backbone):
         plan, rows = self.plans.linear, x.shape[0] * x.shape[1]
         # A copy: products may add to it where it stands.
         x = x.detach().to(self.norm.weight.dtype).reshape(rows, shape[2]).clone()
-        x, hidden = rms_norm(x, self.packed[0].input_norm, eps, **options)
+        x, hidden = rms_norm(x, self.packed[0].input_norm, eps, backend=options["backend"])  # a copy never starts early
         norms = [layer.input_norm for layer in self.packed[1:]] + [self.norm.weight.detach()]
         for i, (layer, next_norm) in enumerate(zip(self.packed, norms, strict=True)):
             qkv = linear(hidden, layer.qkv, plan("linear", rows, *layer.qkv.shape), **options)
