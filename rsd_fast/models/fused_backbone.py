@@ -27,6 +27,7 @@ from rsd_fast.kernels.transformer import (
 from rsd_fast.models.backbone import Backbone, BackboneConfig, DecoderLayer, Joint, rotary_table
 
 HEAD_DIMS = (32, 64, 128)  # of the attention kernel
+AHEAD: int | None = None  # of engines, from sm_90 on: None until bench.gpu_transformer shows that it pays
 Attend = Callable[[int, Float[Tensor, "B n three_width"]], Float[Tensor, "B n width"]]
 
 
@@ -252,4 +253,5 @@ def fuse_backbone(backbone: Backbone, positions: int) -> Backbone:
     if isinstance(backbone, FusedBackbone) and backbone.positions >= positions:
         backbone.pack()
         return backbone
-    return FusedBackbone(backbone, positions)
+    ahead = AHEAD if torch.cuda.get_device_capability(weight.device)[0] >= 9 else None
+    return FusedBackbone(backbone, positions, ahead=ahead)
