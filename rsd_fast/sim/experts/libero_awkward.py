@@ -21,6 +21,7 @@ ROOM = 0.025  # between what travels and what it passes over
 BESIDE, OVER = 0.015, 0.05  # room that the fingers keep beside and over a drawer
 RESTING = 0.01  # metres a second
 SKIM = 0.015  # above the table beneath it
+INWARDS = np.array([0.0, 1.0, 0.0])  # of an oven
 GRIPPED = 0.010  # of the hand from the end of a handle
 
 
@@ -145,6 +146,11 @@ class Mug(Take):
         place[2] = points[:, 2].max() - self.depth
         return place, skills.top_grasp(hand, float(np.arctan2(away[1], away[0])), np.pi)
 
+    def carry(self, hand: Hand, rotation: Rotation) -> Command:
+        """See `Take`; as the hand is turned already: one that follows the mug turns the mug that it follows."""
+        x = hand.rotation[:, 0]
+        return super().carry(hand, skills.top_grasp(hand, float(np.arctan2(x[1], x[0])), np.pi))
+
     def target(self) -> Point:
         """See `Take`."""
         below = self.scene.position(self.thing)[2] - self.scene.bottom(self.thing)
@@ -213,6 +219,7 @@ class IntoMicrowave(Take):
 
     def carry(self, hand: Hand, rotation: Rotation) -> Command:
         """Up and before the opening, then straight in."""
+        rotation = raking(INWARDS, self.tilt, -1.0)
         at, goal = self.scene.position(self.thing), self.target()
         gap = goal - at
         off = float(np.hypot(gap[0], gap[2]))
