@@ -66,6 +66,15 @@ def test_libero_spatial(assets: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert sum(outcome == "success" for outcome, _ in expected.values()) >= 1
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_every_task_of_libero_spatial(assets: Path, tmp_path: Path) -> None:
+    suite = get_suite("libero_spatial")
+    names = [task.name for task in suite.tasks]
+    seen = through_the_runner(tmp_path, suite.name, names, 3, "--workers", "2")
+    assert seen == plain_loop(suite, names, 3)
+
+
 def test_the_expert_beside_a_policy_is_filmed_and_paired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["eval", "--tasks", "Lift", "--trials", "1", "--modes", "rsd,expert", "--video", "1", "--workers", "1"]
     assert main([*command, "--device", "cpu", "--out", str(tmp_path)]) == 0
