@@ -5,10 +5,10 @@ A grasp is chosen from the geometry as it is now, so a bottle that fell over is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 from .libero_scene import Points, Scene
 from .skills import Point, Rotation
@@ -78,17 +78,17 @@ class Grasp:
         return bool(np.linalg.norm(scene.position(name) - self.origin) > moved or cosine < np.cos(turned))
 
 
-def choose_grasp(scene: Scene, name: str, ahead: Point, whim: Sequence[float]) -> Grasp | None:
+def choose_grasp(scene: Scene, name: str, ahead: Point, whim: Float[np.ndarray, "N"]) -> Grasp | None:
     """The cheapest grasp; None while the object is too wide whichever way one takes it.
 
     Args:
         ahead: where the object's origin will have to go.
-        whim: added to the costs of 24 directions, so that equals are not always decided the same way.
+        whim: added to the costs of as many directions, so that equals are not always decided the same way.
     """
     return min(candidates(scene, name, ahead, whim), key=lambda grasp: grasp.cost, default=None)
 
 
-def candidates(scene: Scene, name: str, ahead: Point, whim: Sequence[float]) -> list[Grasp]:
+def candidates(scene: Scene, name: str, ahead: Point, whim: Float[np.ndarray, "N"]) -> list[Grasp]:
     """Every grasp from above that fits between the fingers."""
     shape, own = shape_of(scene, name), scene.parts(name)
     mine = scene.points(own)

@@ -92,7 +92,7 @@ class Scene:
 
     def points(self, geoms: Bool[np.ndarray, "G"], edge: int = 2) -> Points:
         """Points on some geoms: `edge` along each edge of a box, corners of a mesh, rings of a cylinder."""
-        found = [self._points(geom, edge) for geom in np.flatnonzero(geoms)]
+        found = [self._points(int(geom), edge) for geom in np.flatnonzero(geoms)]
         return np.concatenate(found) if found else np.zeros((0, 3))
 
     def top(self, name: str) -> float:
