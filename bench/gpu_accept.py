@@ -54,13 +54,14 @@ CANDIDATES = {  # of `Launch`: samples, pack, eager, warps, unroll
         *((1, 2, True, 2, 8), (1, 4, True, 1, 8)),
     ),
     ("L8 T8 D16 V7", LONG): (
-        *((1, 1, False, 4, 1), (1, 2, False, 2, 1), (2, 2, False, 4, 1), (2, 2, False, 4, 2), (1, 4, False, 1, 2)),
-        *((2, 4, False, 2, 2), (4, 4, False, 4, 1), (4, 4, False, 4, 2), (4, 4, False, 4, 4), (4, 4, True, 4, 2)),
+        *((1, 1, False, 4, 1), (1, 4, False, 1, 2), (1, 4, False, 1, 4), (2, 4, False, 2, 2), (4, 4, False, 4, 2)),
+        *((1, 4, True, 1, 2), (1, 4, True, 1, 4), (1, 4, True, 1, 8), (2, 4, True, 2, 2), (2, 4, True, 2, 4)),
+        *((4, 4, True, 4, 2), (1, 2, True, 2, 2)),
     ),
     ("L3 T8 D7 V5", SHORT): ((1, 1, True, 2, 3), (1, 1, False, 2, 1), (1, 2, True, 1, 3)),
     ("L3 T8 D7 V5", LONG): (
-        *((2, 1, False, 4, 3), (2, 2, False, 2, 3), (4, 2, False, 4, 3)),
-        *((4, 4, False, 2, 3), (8, 4, False, 4, 3), (8, 4, False, 4, 1), (8, 4, True, 4, 3), (16, 4, False, 8, 3)),
+        *((2, 1, False, 4, 3), (4, 4, False, 2, 3), (8, 4, False, 4, 3)),
+        *((2, 4, True, 1, 3), (4, 4, True, 2, 3), (8, 4, True, 4, 3), (8, 4, True, 4, 1), (4, 2, True, 4, 3)),
     ),
 }
 

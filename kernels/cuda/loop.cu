@@ -1,6 +1,10 @@
 // A whole round as one CUDA graph: copy in, vision, prefill, draft, WHILE some sample is unfinished { pass, tail }, copy
 // out. The loop is a conditional node: the device decides whether there is another pass, and the host launches once.
 //
+// Every node is a kernel, the loop aside: copies go through pinned host memory that kernels read and write, and times are
+// read from the GPU's clock. Copy and event nodes would cost the host more at every launch, and the device a change of
+// engine.
+//
 // The parts are graphs that others captured (torch.cuda.CUDAGraph.raw_cuda_graph()); they are cloned in here as child
 // graphs, so the memory that they work on has to outlive the round, the graphs themselves need not. Plain C ABI,
 // loaded by ctypes: one build serves every torch and Python version. Needs CUDA 12.4 or newer.
@@ -8,7 +12,6 @@
 
 #include <cstdio>
 #include <new>
-#include <vector>
 
 namespace {
 
@@ -34,6 +37,22 @@ __global__ void set_condition(cudaGraphConditionalHandle again, const int* finis
   if (threadIdx.x == 0) cudaGraphSetConditional(again, unfinished ? 1 : 0);
 }
 
+__device__ long long nanoseconds() {
+  long long now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
+}
+
+__global__ void take_time(volatile long long* mark) { *mark = nanoseconds(); }
+
+// Sizes and addresses are multiples of 16 (torch's pinned and device memory, padded by runtime/packed.py).
+__global__ void copy_words(uint4* target, const uint4* source, size_t words) {
+  const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
+  for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < words; i += step) {
+    target[i] = source[i];
+  }
+}
+
 cudaError_t add_node(cudaGraphNode_t* node, cudaGraph_t graph, const cudaGraphNode_t* after, cudaGraphNodeParams* params) {
 #if CUDART_VERSION >= 13000
   return cudaGraphAddNode(node, graph, after, nullptr, after ? 1 : 0, params);
@@ -44,6 +63,8 @@ cudaError_t add_node(cudaGraphNode_t* node, cudaGraph_t graph, const cudaGraphNo
 
 // Appends nodes to a graph one behind the other.
 struct Chain {
+  static constexpr unsigned THREADS = 256, BLOCKS = 128;
+
   cudaGraph_t graph;
   cudaGraphNode_t last = nullptr;
 
@@ -56,17 +77,28 @@ struct Chain {
     last = node;
     return 0;
   }
-  int event(cudaEvent_t mark) {
+  int kernel(const void* function, unsigned blocks, unsigned threads, void** arguments) {
+    cudaGraphNodeParams params = {};
+    params.type = cudaGraphNodeTypeKernel;
+    params.kernel.func = const_cast<void*>(function);
+    params.kernel.gridDim = dim3(blocks);
+    params.kernel.blockDim = dim3(threads);
+    params.kernel.kernelParams = arguments;
     cudaGraphNode_t node;
-    TRY(cudaGraphAddEventRecordNode(&node, graph, after(), count(), mark));
+    TRY(add_node(&node, graph, after(), &params));
     last = node;
     return 0;
   }
-  int copy(void* target, const void* source, size_t bytes, cudaMemcpyKind kind) {
-    cudaGraphNode_t node;
-    TRY(cudaGraphAddMemcpyNode1D(&node, graph, after(), count(), target, source, bytes, kind));
-    last = node;
-    return 0;
+  int copy(void* target, const void* source, size_t bytes) {
+    size_t words = bytes / sizeof(uint4);
+    if (words == 0) return 0;
+    void* arguments[] = {&target, &source, &words};
+    const size_t blocks = (words + THREADS - 1) / THREADS;
+    return kernel(reinterpret_cast<const void*>(copy_words), blocks < BLOCKS ? blocks : BLOCKS, THREADS, arguments);
+  }
+  int take_time(long long* mark) {
+    void* arguments[] = {&mark};
+    return kernel(reinterpret_cast<const void*>(::take_time), 1, 1, arguments);
   }
   int loop_while(cudaGraphConditionalHandle again, cudaGraph_t* body) {
     cudaGraphNodeParams params = {};
@@ -82,35 +114,28 @@ struct Chain {
   }
   int condition(cudaGraphConditionalHandle again, const int* finished, int batch) {
     void* arguments[] = {&again, &finished, &batch};
-    cudaGraphNodeParams params = {};
-    params.type = cudaGraphNodeTypeKernel;
-    params.kernel.func = reinterpret_cast<void*>(set_condition);
-    params.kernel.gridDim = dim3(1);
-    params.kernel.blockDim = dim3(32);
-    params.kernel.kernelParams = arguments;
-    cudaGraphNode_t node;
-    TRY(add_node(&node, graph, after(), &params));
-    last = node;
-    return 0;
+    return kernel(reinterpret_cast<const void*>(set_condition), 1, 32, arguments);
   }
 };
 
 struct Round {
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t exec = nullptr;
-  std::vector<cudaEvent_t> marks;  // start, after the copy in, after every head part, after the loop, end
+  cudaEvent_t end = nullptr;
+  long long* times = nullptr;  // pinned: start, after the copy in, after every head part, after the loop, end
+  size_t marks = 0;
 
   ~Round() {
     if (exec) cudaGraphExecDestroy(exec);
     if (graph) cudaGraphDestroy(graph);
-    for (cudaEvent_t mark : marks) cudaEventDestroy(mark);
+    if (end) cudaEventDestroy(end);
+    if (times) cudaFreeHost(times);
   }
 
   int mark(Chain& chain) {
-    cudaEvent_t event;
-    TRY(cudaEventCreate(&event));
-    marks.push_back(event);
-    return chain.event(event);
+    long long* mapped;
+    TRY(cudaHostGetDevicePointer(reinterpret_cast<void**>(&mapped), times, 0));
+    return chain.take_time(mapped + marks++);
   }
 };
 
@@ -131,13 +156,21 @@ struct RsdRoundSpec {
 };
 
 static int build(const RsdRoundSpec& spec, Round& round) {
+  if (spec.input_bytes % sizeof(uint4) || spec.output_bytes % sizeof(uint4)) {
+    return failed(cudaErrorInvalidValue, "buffers of a multiple of 16 bytes");
+  }
+  void *host_inputs, *host_outputs;
+  TRY(cudaHostGetDevicePointer(&host_inputs, const_cast<void*>(spec.host_inputs), 0));
+  TRY(cudaHostGetDevicePointer(&host_outputs, spec.host_outputs, 0));
+  TRY(cudaHostAlloc(reinterpret_cast<void**>(&round.times), (spec.heads + 4) * sizeof(long long), cudaHostAllocMapped));
+  TRY(cudaEventCreateWithFlags(&round.end, cudaEventDisableTiming));
   TRY(cudaGraphCreate(&round.graph, 0));
   Chain chain{round.graph};
   cudaGraphConditionalHandle again;
   // Every launch starts with the condition true.
   TRY(cudaGraphConditionalHandleCreate(&again, round.graph, 1, cudaGraphCondAssignDefault));
   if (round.mark(chain)) return 1;
-  if (chain.copy(spec.inputs, spec.host_inputs, spec.input_bytes, cudaMemcpyHostToDevice)) return 1;
+  if (chain.copy(spec.inputs, host_inputs, spec.input_bytes)) return 1;
   if (round.mark(chain)) return 1;
   for (long long i = 0; i < spec.heads; ++i) {
     if (chain.child(static_cast<cudaGraph_t>(spec.head[i])) || round.mark(chain)) return 1;
@@ -150,7 +183,7 @@ static int build(const RsdRoundSpec& spec, Round& round) {
   }
   if (pass.condition(again, spec.finished, static_cast<int>(spec.batch))) return 1;
   if (round.mark(chain)) return 1;
-  if (chain.copy(spec.host_outputs, spec.outputs, spec.output_bytes, cudaMemcpyDeviceToHost)) return 1;
+  if (chain.copy(host_outputs, spec.outputs, spec.output_bytes)) return 1;
   if (round.mark(chain)) return 1;
   TRY(cudaGraphInstantiate(&round.exec, round.graph, 0));
   return 0;
@@ -190,21 +223,23 @@ EXPORT int rsd_round_upload(void* round, void* stream) {
   return 0;
 }
 
-EXPORT int rsd_round_launch(void* round, void* stream) {
-  TRY(cudaGraphLaunch(static_cast<Round*>(round)->exec, static_cast<cudaStream_t>(stream)));
+EXPORT int rsd_round_launch(void* handle, void* stream) {
+  Round* round = static_cast<Round*>(handle);
+  TRY(cudaGraphLaunch(round->exec, static_cast<cudaStream_t>(stream)));
+  TRY(cudaEventRecord(round->end, static_cast<cudaStream_t>(stream)));
   return 0;
 }
 
 // Waits until the last launch has ended, its results on the host included.
 EXPORT int rsd_round_wait(void* round) {
-  TRY(cudaEventSynchronize(static_cast<Round*>(round)->marks.back()));
+  TRY(cudaEventSynchronize(static_cast<Round*>(round)->end));
   return 0;
 }
 
-// Milliseconds between the marks of the last launch: copy in, every head part, loop, copy out.
+// Milliseconds between the marks of the last launch, which has ended: copy in, every head part, loop, copy out.
 EXPORT int rsd_round_times(void* handle, float* milliseconds) {
-  const std::vector<cudaEvent_t>& marks = static_cast<Round*>(handle)->marks;
-  for (size_t i = 0; i + 1 < marks.size(); ++i) TRY(cudaEventElapsedTime(milliseconds + i, marks[i], marks[i + 1]));
+  const Round* round = static_cast<Round*>(handle);
+  for (size_t i = 0; i + 1 < round->marks; ++i) milliseconds[i] = 1e-6f * (round->times[i + 1] - round->times[i]);
   return 0;
 }
 
