@@ -81,7 +81,10 @@ class Take:
         over = max(position[2] + self.FAR, self.scene.highest(hand.position, position, [self.thing]) + ROOM)
         if aside > 0.04 and hand.position[2] < over - 0.03:
             return skills.move(hand, np.array([*hand.position[:2], over]), rotation, OPEN)
-        goal = skills.above(position, skills.funnel(skills.misalignment(hand, position, rotation), over - position[2]))
+        height = skills.funnel(skills.misalignment(hand, position, rotation), over - position[2])
+        if hand.gap < OPENED:  # closed fingers stay above
+            height = max(height, 0.05)
+        goal = skills.above(position, height)
         if aside < NEAR:  # friction swallows small commands
             goal[:2] += (KEEN - 1) * (goal - hand.position)[:2]
         return skills.move(hand, goal, rotation, OPEN, self.speed)

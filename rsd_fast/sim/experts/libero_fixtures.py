@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from . import skills
-from .libero_awkward import Drawer, IntoDrawer, drawer_of
-from .libero_objects import pointing_down
-from .libero_poses import FAR, UP, come, leaning, level, raking, turned
+from .libero_awkward import Drawer, IntoDrawer, category, drawer_of
+from .libero_place import target_body
+from .libero_poses import FAR, UP, about, come, leaning, level, raking, turned
 from .libero_scene import Goal, Job, Kind, Scene
 from .skills import CLOSE, OPEN, Command, Hand, Rotation
 
 OPENED = 0.06  # gap of fingers that count as open
+TWIST = 0.8  # of the hand ahead of the knob
 WIDE, SHUT = 0.155, 0.12  # how far a drawer is pulled, and less than that counts as not open enough
-
 
 Maker = Callable[[Scene, Goal, np.random.Generator], Job]
 
@@ -36,8 +36,7 @@ class OpenDrawer:
 
     def __init__(self, scene: Scene, goal: Goal, generator: np.random.Generator, purpose: Goal | None = None) -> None:
         self.scene, self.goal, self.purpose = scene, goal, purpose
-        drawer = Drawer(scene, goal[1])
-        self.drawer = drawer
+        self.drawer = Drawer(scene, goal[1])
         self.tilt = np.radians(generator.uniform(70, 90))
         self.side = generator.uniform(-0.012, 0.012)
 
@@ -79,17 +78,17 @@ class TurnOn:
         self.scene, self.goal = scene, goal
         model = scene.model
         self.body = model.body(f"{goal[1]}_button").id
-        geoms = np.flatnonzero((model.geom_bodyid == self.body) & scene.solid)
-        self.bar = int(max(geoms, key=lambda geom: scene.data.geom_xpos[geom][2]))
-        self.long = int(np.argmax(model.geom_size[self.bar][:2]))
+        self.geoms = (model.geom_bodyid == self.body) & scene.solid
+        self.bar = int(max(np.flatnonzero(self.geoms), key=lambda geom: scene.data.geom_xpos[geom][2]))
         self.off = generator.uniform(-0.006, 0.006)
         self.depth = generator.uniform(0.020, 0.028)
 
     def yaw(self) -> float:
-        """Of the bar."""
-        along = self.scene.data.geom_xmat[self.bar].reshape(3, 3)
-        axis = along[:, int(np.argmax(np.abs(along[:2]).sum(0) * self.scene.model.geom_size[self.bar]))]
-        return float(np.arctan2(axis[1], axis[0]))
+        """Of the bar: of its longest edge that is level."""
+        axes = self.scene.data.geom_xmat[self.bar].reshape(3, 3)
+        lengths = np.linalg.norm(axes[:2], axis=0) * self.scene.model.geom_size[self.bar]
+        along = axes[:, int(np.argmax(lengths))]
+        return float(np.arctan2(along[1], along[0]))
 
     def done(self) -> bool:
         """See `Job`: it is on, and the hand is off the knob."""
@@ -98,8 +97,7 @@ class TurnOn:
 
     def top(self) -> float:
         """Height of the bar."""
-        geoms = (self.scene.model.geom_bodyid == self.body) & self.scene.solid
-        return float(self.scene.points(geoms)[:, 2].max())
+        return float(self.scene.points(self.geoms)[:, 2].max())
 
     def act(self, hand: Hand) -> Command:
         """See `Job`."""
@@ -110,9 +108,7 @@ class TurnOn:
         grip = np.array([*(center[:2] + self.off * rotation[:2, 1]), self.top() - self.depth])
         if np.linalg.norm(hand.position - grip) < 0.016 and turned(hand, rotation) < 0.4:
             if hand.gap < self.THICKNESS:
-                twist = skills.top_grasp(hand, self.yaw() + np.pi / 2, np.pi)
-                ahead = pointing_down(float(np.arctan2(twist[1, 0], twist[0, 0])) + 0.8)
-                return skills.move(hand, grip, ahead, CLOSE)
+                return skills.move(hand, grip, about(UP, TWIST) @ rotation, CLOSE)
             return skills.grasp(hand, grip, rotation)
         return skills.reach(hand, grip, rotation, FAR)
 
@@ -218,6 +214,11 @@ class CloseDoor:
         return skills.move(hand, skills.above(start, height), rotation, CLOSE)
 
 
+def is_pushed(scene: Scene, goal: Goal) -> bool:
+    """A plate onto some part of the table."""
+    return goal[0] == "on" and category(scene, goal[1]) == "plate" and target_body(scene, goal[2]) is None
+
+
 def make_into_drawer(scene: Scene, goal: Goal, generator: np.random.Generator) -> Sequence[Job]:
     """Open the drawer, then put the thing inside."""
     return [OpenDrawer(scene, ("open", goal[2]), generator, purpose=goal), IntoDrawer(scene, goal, generator)]
@@ -226,7 +227,7 @@ def make_into_drawer(scene: Scene, goal: Goal, generator: np.random.Generator) -
 KINDS = (
     Kind(lambda scene, goal: goal[0] == "open" and drawer_of(scene, goal[1]), one(OpenDrawer), order=0),
     Kind(lambda scene, goal: goal[0] == "turnon", one(TurnOn), order=0),
-    Kind(lambda scene, goal: goal[0] == "on" and goal[1].startswith("plate"), one(Push)),
+    Kind(is_pushed, one(Push)),
     Kind(lambda scene, goal: goal[0] == "in" and drawer_of(scene, goal[2]), make_into_drawer),
     Kind(lambda scene, goal: goal[0] == "close" and drawer_of(scene, goal[1]), one(CloseDrawer), order=2),
     Kind(lambda scene, goal: goal[0] == "close" and scene.is_body(goal[1]), one(CloseDoor), order=2),
