@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--checkpoint", default=None, help="policy; default the shipped one")
     parser.add_argument("--rounds", type=int, default=2000)
+    parser.add_argument("--runtimes", nargs="*", choices=RUNTIMES, default=RUNTIMES)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("got no CUDA device, expected one")
@@ -103,7 +104,7 @@ def main() -> None:
     print(results["machine"])
     print(f"{'mode':12} {'runtime':12} {'passes':>6} {'p50 us':>9} {'p99 us':>9} {'p99/p50':>8} {'x sequential':>12}")
     sequential: dict[str, float] = {}
-    for runtime in RUNTIMES:
+    for runtime in arguments.runtimes:
         for mode in MODES:
             started = time.perf_counter()
             engine = RSDInferenceEngine.from_pretrained(
