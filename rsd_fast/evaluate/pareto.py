@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from .plots import COLOURS, pretty
+from .plots import COLOURS, legend_columns, pretty
 from .statistics import Cost, Group, Summary, front
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "*")
@@ -48,7 +48,7 @@ def draw_pareto(summary: Summary, cost: Cost) -> Figure | None:
         key = tuple(f"{name.replace('_', ' ')} {settings[group.mode].get(name)}" for name in varied)
         families.setdefault(key, []).append(group)
     panels = families or {(): []}
-    columns = min(len(panels), COLUMNS)
+    columns = 2 if len(panels) == 4 else min(len(panels), COLUMNS)
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(max(4.6, 3.3 * columns), 0.9 + 2.7 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
@@ -58,11 +58,14 @@ def draw_pareto(summary: Summary, cost: Cost) -> Figure | None:
         axis.set_title(", ".join(key), fontsize=9)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
+    for axis in axes.flat[max(0, len(panels) - columns) : len(panels)]:
+        axis.xaxis.set_tick_params(labelbottom=True)  # also where nothing is below in an unfinished row
     axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes[0, 0].set_ylim(*_limits(groups))
     figure.supxlabel(NAMES[cost], fontsize=9)
     figure.supylabel("success (Wilson interval, 95 %)", fontsize=9)
-    figure.legend(handles=look.handles(), loc="outside upper center", ncols=4 if columns > 1 else 2)
+    handles = look.handles()
+    figure.legend(handles=handles, loc="outside upper center", ncols=legend_columns(figure, handles))
     return figure
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,12 +202,18 @@ def draw_alone(name: str, summary: Summary) -> Figure:
 
 
 def pretty(mode: str) -> str:
-    """A mode's label for people: `rsd:draft=coarse,theta=0.5` -> `rsd coarse, \u03b8 0.5`."""
+    """A mode's label for people, `rsd:draft=coarse,theta=0.5` -> `rsd coarse, \u03b8 0.5`; unbroken after names."""
     name, _, settings = mode.partition(":")
     bare, words = ("draft", "rule", "granularity"), {"theta": "\u03b8"}
     parts = [item.partition("=") for item in filter(None, settings.split(","))]
-    told = [value if key in bare else f"{words.get(key, key)} {value}" for key, _, value in parts]
+    told = [value if key in bare else f"{words.get(key, key)}\u00a0{value}" for key, _, value in parts]
     return f"{name} {', '.join(told)}".rstrip()
+
+
+def legend_columns(figure: Figure, handles: Sequence[Any]) -> int:
+    """As many as fit the figure's width, with the longest label in each."""
+    longest = max(len(handle.get_label()) for handle in handles)
+    return max(1, min(len(handles), int(figure.get_figwidth() * 15 // (longest + 8))))  # 15 characters an inch, about
 
 
 def offset(place: int, count: int, width: float) -> float:
@@ -288,9 +294,7 @@ def _mode_legend(figure: Figure, summary: Summary, panel: str) -> None:
     if panel in ("passes", "latency") or len(summary.modes) > FEW:
         return
     patches = [matplotlib.patches.Patch(color=COLOURS[n], label=pretty(m)) for n, m in enumerate(summary.modes)]
-    width = figure.get_figwidth() * 12  # characters, about
-    columns = max(1, min(len(patches), int(width // (max(len(pretty(mode)) for mode in summary.modes) + 8))))
-    figure.legend(handles=patches, loc="outside upper center", ncols=columns)
+    figure.legend(handles=patches, loc="outside upper center", ncols=legend_columns(figure, patches))
 
 
 def _legend(axis: Any) -> None:

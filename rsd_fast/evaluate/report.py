@@ -15,7 +15,7 @@ from . import tables
 from .config import ReportConfig
 from .exports import write_tables
 from .figures import save_figures
-from .plots import FEW
+from .plots import FEW, pretty
 from .records import EpisodeRow, Records, mode_order, read_header, write_text
 from .statistics import Summary, summarise
 from .videos import write_videos
@@ -151,9 +151,31 @@ def print_report(summary: Summary, rows: list[EpisodeRow], out: Path) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = FILE_WIDTH
-    caption = f"speedup and pairs: against {summary.baseline}" if len(summary.modes) > 1 else None
-    console.print(terminal_table(tables.results(summary), caption))
-    pairs = tables.comparisons(summary)
+    if len(summary.modes) > FEW:
+        console.print(terminal_table(shortened(tables.results(summary, tables.totals(summary))), None))
+        console.print(f"Against {summary.baseline}. In success and latency at once no other mode beats:", markup=False)
+        console.print(terminal_table(shortened(tables.pareto(summary)), None))
+    else:
+        caption = f"speedup and pairs: against {summary.baseline}" if len(summary.modes) > 1 else None
+        console.print(terminal_table(tables.results(summary), caption))
+        print_pairs(console, tables.comparisons(summary))
+    for note in notes(rows):
+        console.print(note, markup=False)
+    for row in tables.errors(rows):
+        where = f"{row['task']} {row['init state']} {row['mode']}"
+        console.print(f"error, not counted: {where}: {row['error']}", markup=False)
+    console.print(f"{out / REPORT_FILE}", markup=False, soft_wrap=True)
+
+
+def shortened(rows: tables.Rows) -> tables.Rows:
+    """Rows over all tasks with names of modes that fit a terminal."""
+    return [
+        {name: cell for name, cell in row.items() if name != "task"} | {"mode": pretty(row["mode"])} for row in rows
+    ]
+
+
+def print_pairs(console: Console, pairs: tables.Rows) -> None:
+    """The paired tests over everything, a sentence each."""
     for row in pairs:
         if all(row[name] == pairs[-1][name] for name in ("suite", "task") if name in row):
             console.print(
@@ -162,12 +184,6 @@ def print_report(summary: Summary, rows: list[EpisodeRow], out: Path) -> None:
                 f"exact McNemar p = {row['McNemar p']}",
                 markup=False,
             )
-    for note in notes(rows):
-        console.print(note, markup=False)
-    for row in tables.errors(rows):
-        where = f"{row['task']} {row['init state']} {row['mode']}"
-        console.print(f"error, not counted: {where}: {row['error']}", markup=False)
-    console.print(f"{out / REPORT_FILE}", markup=False, soft_wrap=True)
 
 
 def terminal_table(rows: tables.Rows, caption: str | None) -> Table:
@@ -182,7 +198,7 @@ def terminal_table(rows: tables.Rows, caption: str | None) -> Table:
 
 
 def _block(row: dict[str, str]) -> tuple[str, str]:
-    return row.get("suite", ""), row["task"]
+    return row.get("suite", ""), row.get("task", "")
 
 
 def _mode(row: EpisodeRow) -> str:

@@ -114,7 +114,9 @@ def test_every_panel_is_a_figure_of_its_own_for_a_paper(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("all_figures")
-def test_many_modes_become_shades_with_numbers(tmp_path: Path, make_row: MakeRow) -> None:
+def test_many_modes_become_shades_with_numbers(
+    tmp_path: Path, make_row: MakeRow, capsys: pytest.CaptureFixture[str]
+) -> None:
     records = Records.open(tmp_path)
     modes = ["sequential", *(f"rsd:rule=exact,theta={theta}" for theta in (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1))]
     for number, mode in enumerate(modes):
@@ -125,7 +127,10 @@ def test_many_modes_become_shades_with_numbers(tmp_path: Path, make_row: MakeRow
     write_header(tmp_path, {"modes": modes})
     write_report(ReportConfig(folders=(tmp_path,)))
     assert (tmp_path / "report.md").read_text().startswith("# fake: 8 modes\n")
-    overview = (tmp_path / "report.svg").read_text()
+    shown = capsys.readouterr().out
+    assert "In success and latency at once no other mode beats:" in shown
+    assert shown.count("McNemar") == 0  # eight sentences that nobody reads
+    overview = (tmp_path / "report.svg").read_text().replace("\u00a0", " ")
     assert all(words in overview for words in ("rsd exact, \u03b8 0.5", "2.00", "30 %", "Latency", "layer 0"))
     pareto = (tmp_path / "plots" / "pareto_passes.svg").read_text()
     assert all(words in pareto for words in ("rule exact", "passes a chunk (mean)", "\u03b8 1"))
