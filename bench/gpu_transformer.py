@@ -45,7 +45,7 @@ SWEPT_QUERIES = (64, 24)
 CACHED = 545
 PREFILLS = (545, 608)
 SWEPT_PREFILLS = (640,)  # one entry serves every prefill up to it
-AHEAD = (0, 512, 1024, 2048)  # bytes of a row of weights that a kernel fetches before it may start
+AHEAD = (0, 3, 6, 10)  # MB of weights that a kernel fetches while it waits for the one in front
 CUDA = torch.device("cuda")
 
 
@@ -212,7 +212,7 @@ def main() -> None:
         variants["fused, this table"] = best, None
     variants["fused, package's table"] = Plans.of(CUDA), None
     if torch.cuda.get_device_capability()[0] >= 9:
-        variants |= {f"fused, best, {ahead} ahead": (best, ahead) for ahead in AHEAD}
+        variants |= {f"fused, best, {ahead} MB ahead": (best, ahead * 10**6) for ahead in AHEAD}
     for name, (plans, ahead) in variants.items():
         try:
             results["stages"] += time_backbone(name, FusedBackbone(backbone, 1024, plans, ahead), wanted)

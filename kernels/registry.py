@@ -77,6 +77,7 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {  # best first
             ("swiglu", "triton_rows", "swiglu_{}"),
             ("rotary_cache", "triton_rows", "rotary_cache_{}_"),
             ("code_queries", "triton_rows", "code_queries_{}"),
+            ("pack_mask", "triton_attention", "pack_mask_{}"),
             ("attention", "triton_attention", "attention_{}"),
             ("linear", "triton_linear", "linear_{}"),
             ("swiglu_linear", "triton_linear", "swiglu_linear_{}"),

@@ -4,7 +4,7 @@ Norms, SwiGLU, rotary embedding, attention over a cache, products for few rows. 
 `triton_*.py` compute the same faster; `plans.py` says with which tiles, and where cuBLAS is best.
 """
 
-from .op import attention, code_queries, linear, linear_add_, rms_norm, rotary_cache_, swiglu, swiglu_linear
+from .op import attention, code_queries, linear, linear_add_, pack_mask, rms_norm, rotary_cache_, swiglu, swiglu_linear
 from .plans import AttentionTile, Plans, Tile
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "code_queries",
     "linear",
     "linear_add_",
+    "pack_mask",
     "rms_norm",
     "rotary_cache_",
     "swiglu",

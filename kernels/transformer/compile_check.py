@@ -46,7 +46,7 @@ def attention_build(kind: str, tokens: int, tile: AttentionTile, causal: bool = 
     """Attention in bfloat16; of a pass, or of a prefill."""
     fixed: dict[str, object] = dict(triton_attention.constants(HEADS, HEAD_DIM, tile, causal))
     types = {name: "*bf16" for name in ("qkv", "keys", "values")} | {"cos": "*fp32", "sin": "*fp32"}
-    types |= {"key_mask": "*u8", "out": "*bf16" if tile.split == 1 else "*fp32", "tokens": "i32", "cached": "i32"}
+    types |= {"key_mask": "*i32", "out": "*bf16" if tile.split == 1 else "*fp32", "tokens": "i32", "cached": "i32"}
     types |= {name: "i32" for name in ("stride_b", "stride_n", "stride_kb", "stride_kh", "stride_out")}
     optional = {"new_mask": "*u8" if kind == "pass" else None, "stats": "*fp32" if tile.split > 1 else None}
     types |= {name: kind for name, kind in optional.items() if kind}

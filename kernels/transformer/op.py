@@ -1,7 +1,8 @@
 """The public calls: each checks its inputs and runs the backend that the registry picks.
 
 `ahead`, wherever it is: None runs a kernel after the one in front. A number lets it start early (GPUs from sm_90 on);
-a product then fetches so many bytes of every row of its weights while it waits. It changes no bit of the result.
+a product then fetches about so many bytes of its weights into the L2 cache while it waits. It changes no bit of the
+result.
 
 They serve inference under CUDA graphs: no gradient, no host synchronisation, nothing but their results allocated. As
 they return what they compute and are not traced, they are plain functions and no torch.library ops.
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..registry import pick
 from .plans import CUBLAS, CUBLAS_ADD, AttentionTile, Choice
+from .reference import mask_words
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -143,13 +145,26 @@ def rotary_cache_(
     pick("rotary_cache", qkv.device, backend).run(qkv, cos, sin, keys, values, ahead)
 
 
+def pack_mask(
+    mask: Bool[Tensor, "B P"], *, ahead: int | None = None, backend: str = "auto"
+) -> Int32[Tensor, "B words"]:
+    """A mask of keys as bits, see `pack_mask_reference`.
+
+    Raises:
+        ValueError: no contiguous bool `[B, P]`.
+    """
+    if mask.dtype != torch.bool or mask.dim() != 2 or not mask.is_contiguous():
+        raise ValueError(f"mask is {mask.dtype} {list(mask.shape)}, expected contiguous bool [B, P]")
+    return pick("pack_mask", mask.device, backend).run(mask, ahead)
+
+
 def attention(
     qkv: Float[Tensor, "B n three_width"],
     cos: Float[Tensor, "n half"],
     sin: Float[Tensor, "n half"],
     keys: Float[Tensor, "B H P D"],
     values: Float[Tensor, "B H P D"],
-    key_mask: Bool[Tensor, "B P"] | None = None,
+    key_mask: Bool[Tensor, "B P"] | Int32[Tensor, "B words"] | None = None,
     new_mask: Bool[Tensor, "n n"] | None = None,
     causal: bool = False,
     *,
@@ -162,7 +177,8 @@ def attention(
 
     Args:
         qkv, cos, sin, keys, values, key_mask, new_mask, causal: see there. A token of `qkv` is contiguous, and so is
-            one of the cache, whose tokens follow one another; keys and values have the same strides.
+            one of the cache, whose tokens follow one another; keys and values have the same strides. A mask that many
+            layers share is best packed once (`pack_mask`).
         tile: how the Triton kernel is launched; None takes `AttentionTile.default`.
         out: where to write; a row of it is contiguous, and rows follow one another.
         ahead: see the module.
@@ -173,10 +189,15 @@ def attention(
     """
     _check_attention(qkv, cos, sin, keys, values)
     batch, tokens = qkv.shape[:2]
-    masks = {"key_mask": (key_mask, (batch, keys.shape[2])), "new_mask": (new_mask, (tokens, tokens))}
+    packed = key_mask is not None and key_mask.dtype == torch.int32
+    masks = {
+        "key_mask": (key_mask, (batch, mask_words(keys.shape[2]) if packed else keys.shape[2])),
+        "new_mask": (new_mask, (tokens, tokens)),
+    }
     for name, (mask, size) in masks.items():
-        if mask is not None and (mask.shape != size or mask.dtype != torch.bool or not mask.is_contiguous()):
-            raise ValueError(f"{name} is {mask.dtype} {list(mask.shape)}, expected contiguous bool {list(size)}")
+        dtype = torch.int32 if packed and name == "key_mask" else torch.bool
+        if mask is not None and (mask.shape != size or mask.dtype != dtype or not mask.is_contiguous()):
+            raise ValueError(f"{name} is {mask.dtype} {list(mask.shape)}, expected contiguous {dtype} {list(size)}")
     shape = (batch, tokens, qkv.shape[2] // 3)
     if out is None:
         out = qkv.new_empty(shape)

@@ -66,11 +66,16 @@ class AttentionTile:
     warps: int = 4
     stages: int = 2
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where a step is no whole number of the mask's words."""
+        if self.block_k not in (32, 64, 128):
+            raise ValueError(f"got block_k {self.block_k}, expected 32, 64 or 128")
+
     @classmethod
     def default(cls, tokens: int) -> AttentionTile:
         """What serves anywhere: few queries are spread over more programs."""
         if tokens <= 128:
-            return cls(16 if tokens <= 16 else 32, 64, split=2)
+            return cls(16 if tokens <= 16 else 32, 64, split=3)
         return cls(64, 64, warps=4, stages=2)
 
 

@@ -80,13 +80,31 @@ def rotary_cache_reference_(
     values.copy_(value.transpose(1, 2))
 
 
+def mask_words(keys: int) -> int:
+    """Words of a packed mask: whole groups of 128 keys, so that a kernel's tile never runs over its end."""
+    return -(-keys // 128) * 4
+
+
+def pack_mask_reference(mask: Bool[Tensor, "B P"], ahead: int | None = None) -> Int32[Tensor, "B words"]:
+    """Bit i of word w says whether key 32 w + i may be seen; bits behind the last key are zero."""
+    padded = F.pad(mask, (0, mask_words(mask.shape[1]) * 32 - mask.shape[1])).unflatten(1, (-1, 32))
+    words = (padded.long() << torch.arange(32, device=mask.device)).sum(-1)
+    return torch.where(words >= 2**31, words - 2**32, words).int()
+
+
+def unpacked_mask(words: Int32[Tensor, "B words"], keys: int) -> Bool[Tensor, "B P"]:
+    """The way back."""
+    bits = words[..., None] >> torch.arange(32, device=words.device, dtype=torch.int32)
+    return ((bits & 1) != 0).flatten(1)[:, :keys]
+
+
 def attention_reference(
     qkv: Float[Tensor, "B n three_width"],
     cos: Float[Tensor, "n half"],
     sin: Float[Tensor, "n half"],
     keys: Float[Tensor, "B H P D"],
     values: Float[Tensor, "B H P D"],
-    key_mask: Bool[Tensor, "B P"] | None = None,
+    key_mask: Bool[Tensor, "B P"] | Int32[Tensor, "B words"] | None = None,
     new_mask: Bool[Tensor, "n n"] | None = None,
     causal: bool = False,
     tile: AttentionTile | None = None,
@@ -101,7 +119,7 @@ def attention_reference(
         sin: likewise.
         keys: turned already.
         values: theirs.
-        key_mask: which of the cache may be seen; None: all of it.
+        key_mask: which of the cache may be seen, packed (`pack_mask_reference`) or not; None: all of it.
         new_mask: `[i, j]`: may token i see token j. None: tokens see the cache only (it holds them already).
         causal: token i sees the first i + 1 of the cache.
         tile: see the module.
@@ -116,6 +134,7 @@ def attention_reference(
     query = rotated(query, cos, sin).transpose(1, 2).float()
     seen = torch.ones(batch, tokens, cached, dtype=torch.bool, device=qkv.device)
     if key_mask is not None:
+        key_mask = key_mask if key_mask.dtype == torch.bool else unpacked_mask(key_mask, cached)
         seen = seen & key_mask[:, None]
     if causal:
         seen = seen & torch.ones(tokens, cached, dtype=torch.bool, device=qkv.device).tril()

@@ -9,13 +9,35 @@ order (flash decoding without atomics: the same bits in every run).
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int32
 from torch import Tensor
 
 from .plans import AttentionTile
+from .reference import mask_words
 from .triton_launch import early, started
 
 COMBINE_WIDTH = 512
+WORD = 32  # keys in a word of a packed mask
+
+
+def pack_mask_triton(mask: Bool[Tensor, "B P"], ahead: int | None = None) -> Int32[Tensor, "B words"]:
+    """See `pack_mask_reference`."""
+    batch, keys = mask.shape
+    words = torch.empty(batch, mask_words(keys), dtype=torch.int32, device=mask.device)
+    pack_mask_kernel[words.shape](mask.view(torch.uint8), words, keys, words.shape[1], **early(ahead), num_warps=1)
+    return words
+
+
+@triton.jit(do_not_specialize=["keys", "words"])
+def pack_mask_kernel(mask, packed, keys, words, EARLY: tl.constexpr = False):
+    """One word of one sample."""
+    started(EARLY)
+    i_b = tl.program_id(0).to(tl.int64)
+    bit = tl.arange(0, 32)
+    at = tl.program_id(1) * 32 + bit
+    seen = tl.load(mask + i_b * keys + at, mask=at < keys, other=0)
+    word = tl.sum(tl.where(seen != 0, 1, 0).to(tl.int32) << bit, 0)
+    tl.store(packed + i_b * words + tl.program_id(1), word)
 
 
 def attention_triton(
@@ -24,7 +46,7 @@ def attention_triton(
     sin: Float[Tensor, "n half"],
     keys: Float[Tensor, "B H P D"],
     values: Float[Tensor, "B H P D"],
-    key_mask: Bool[Tensor, "B P"] | None = None,
+    key_mask: Bool[Tensor, "B P"] | Int32[Tensor, "B words"] | None = None,
     new_mask: Bool[Tensor, "n n"] | None = None,
     causal: bool = False,
     tile: AttentionTile | None = None,
@@ -35,7 +57,10 @@ def attention_triton(
     batch, heads, cached, head_dim = keys.shape
     tokens, width = qkv.shape[1], heads * head_dim
     tile = tile or AttentionTile.default(tokens)
-    split = tile.split
+    if key_mask is not None and key_mask.dtype == torch.bool:
+        key_mask = pack_mask_triton(key_mask, ahead)
+    # The new tokens' keys are a part of their own: nothing waits for them.
+    split = tile.split + 1 if tile.split > 1 and new_mask is not None else tile.split
     out = qkv.new_empty(batch, tokens, width) if out is None else out
     target, stats = out, None
     if split > 1:
@@ -47,7 +72,7 @@ def attention_triton(
         sin,
         keys,
         values,
-        None if key_mask is None else key_mask.view(torch.uint8),
+        key_mask,
         None if new_mask is None else new_mask.view(torch.uint8),
         target,
         stats,
@@ -83,7 +108,7 @@ def attention_triton(
 def constants(heads: int, head_dim: int, tile: AttentionTile, causal: bool) -> dict[str, int | float | bool]:
     """What the kernel is compiled for."""
     return {
-        "scale": head_dim**-0.5 * 1.4426950408889634,  # exp2 is what the hardware has
+        "SCALE": head_dim**-0.5 * 1.4426950408889634,  # exp2 is what the hardware has
         "HEADS": heads,
         "HALF": head_dim // 2,
         "BLOCK_Q": tile.block_q,
@@ -96,22 +121,32 @@ def constants(heads: int, head_dim: int, tile: AttentionTile, causal: bool) -> d
 
 
 @triton.jit
-def turned(p_row, cos, sin, inside, HALF: tl.constexpr):
-    """Two halves of rows, turned and rounded as they would be in a cache."""
+def turned(p_row, cos, sin, inside, HALF: tl.constexpr, SCALE: tl.constexpr):
+    """Two halves of rows, turned, scaled and rounded as they would be in a cache."""
     low = tl.load(p_row, mask=inside, other=0.0)
     high = tl.load(p_row + HALF, mask=inside, other=0.0)
     c = tl.load(cos, mask=inside, other=0.0)
     s = tl.load(sin, mask=inside, other=0.0)
     dtype: tl.constexpr = low.dtype
-    low, high = low.to(tl.float32), high.to(tl.float32)
+    low, high = low.to(tl.float32) * SCALE, high.to(tl.float32) * SCALE
     return (low * c - high * s).to(dtype), (high * c + low * s).to(dtype)
 
 
 @triton.jit
-def step(acc, top, total, q_low, q_high, k_low, k_high, b_v, seen, scale):
+def seen_keys(words, first, BLOCK_K: tl.constexpr):
+    """Which of `BLOCK_K` keys from `first` on may be seen: a word serves 32 of them and is one load for all threads."""
+    o = tl.arange(0, BLOCK_K)
+    word = tl.load(words + first // 32)
+    for i in tl.static_range(1, BLOCK_K // 32):
+        word = tl.where(o >= i * 32, tl.load(words + first // 32 + i), word)
+    return ((word >> (o % 32)) & 1) != 0
+
+
+@triton.jit
+def step(acc, top, total, q_low, q_high, k_low, k_high, b_v, seen):
     """One tile of keys: `acc`, the running maximum and the running sum."""
     scores = tl.dot(q_low, tl.trans(k_low), input_precision="ieee")
-    scores = tl.dot(q_high, tl.trans(k_high), scores, input_precision="ieee") * scale
+    scores = tl.dot(q_high, tl.trans(k_high), scores, input_precision="ieee")
     scores = tl.where(seen, scores, float("-inf"))
     higher = tl.maximum(top, tl.max(scores, 1))
     base = tl.where(higher == float("-inf"), 0.0, higher)  # a row that has seen nothing yet
@@ -140,7 +175,7 @@ def attention_kernel(
     stride_kb,
     stride_kh,
     stride_out,
-    scale: tl.constexpr,
+    SCALE: tl.constexpr,
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -154,62 +189,61 @@ def attention_kernel(
     D: tl.constexpr = 2 * HALF
     o_q = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     head = tl.program_id(1)
-    part = tl.program_id(2) % SPLIT
-    i_b = (tl.program_id(2) // SPLIT).to(tl.int64)
+    PARTS: tl.constexpr = SPLIT + 1 if SPLIT > 1 and new_mask is not None else SPLIT
+    part = tl.program_id(2) % PARTS
+    i_b = (tl.program_id(2) // PARTS).to(tl.int64)
     o_h = tl.arange(0, HALF)
     o_d = tl.arange(0, D)
     in_q = (o_q < tokens)[:, None]
     rows = qkv + i_b * stride_b + head * D
     p_q = rows + o_q.to(tl.int64)[:, None] * stride_n + o_h[None]
     at_q = o_q[:, None] * HALF + o_h[None]
-    q_low, q_high = turned(p_q, cos + at_q, sin + at_q, in_q, HALF)
+    q_low, q_high = turned(p_q, cos + at_q, sin + at_q, in_q, HALF, SCALE)
 
-    cache_tiles = tl.cdiv(cached, BLOCK_K)
-    tiles = cache_tiles
-    if new_mask is not None:
-        tiles += tl.cdiv(tokens, BLOCK_K)
+    tiles = tl.cdiv(cached, BLOCK_K)
     first = part * tiles // SPLIT
-    last = (part + 1) * tiles // SPLIT
-    last_cached = tl.minimum(last, cache_tiles)
+    last = tl.minimum((part + 1) * tiles // SPLIT, tiles)  # none in the part of the new tokens
     if CAUSAL:
-        last_cached = tl.minimum(last_cached, tl.cdiv((tl.program_id(0) + 1) * BLOCK_Q, BLOCK_K))
+        last = tl.minimum(last, tl.cdiv((tl.program_id(0) + 1) * BLOCK_Q, BLOCK_K))
 
     acc = tl.zeros((BLOCK_Q, D), tl.float32)
     top = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_Q,), tl.float32)
     p_k = keys + i_b * stride_kb + head.to(tl.int64) * stride_kh
     p_v = values + i_b * stride_kb + head.to(tl.int64) * stride_kh
-    for i_k in range(first, last_cached):
+    p_words = key_mask
+    if key_mask is not None:
+        p_words += i_b * (tl.cdiv(cached, 128) * 4)
+    for i_k in range(first, last):
         o_k = i_k * BLOCK_K + tl.arange(0, BLOCK_K)
         in_k = o_k < cached
         k_low = tl.load(p_k + o_k[:, None] * D + o_h[None], mask=in_k[:, None], other=0.0)
         k_high = tl.load(p_k + o_k[:, None] * D + HALF + o_h[None], mask=in_k[:, None], other=0.0)
         b_v = tl.load(p_v + o_k[:, None] * D + o_d[None], mask=in_k[:, None], other=0.0)
-        seen = in_k
-        if key_mask is not None:
-            seen = in_k & (tl.load(key_mask + i_b * cached + o_k, mask=in_k, other=0) != 0)
-        seen = seen[None]
+        # What lies behind the last key is no bit of the mask.
+        seen = (in_k if key_mask is None else seen_keys(p_words, i_k * BLOCK_K, BLOCK_K))[None]
         if CAUSAL:
             seen = seen & (o_k[None] <= o_q[:, None])
-        acc, top, total = step(acc, top, total, q_low, q_high, k_low, k_high, b_v, seen, scale)
+        acc, top, total = step(acc, top, total, q_low, q_high, k_low, k_high, b_v, seen)
     if new_mask is not None:
-        for i_k in range(tl.maximum(first, cache_tiles) - cache_tiles, last - cache_tiles):
+        new_tiles = tl.cdiv(tokens, BLOCK_K) if PARTS == SPLIT or part == SPLIT else 0
+        for i_k in range(0, new_tiles):
             o_k = i_k * BLOCK_K + tl.arange(0, BLOCK_K)
             in_k = (o_k < tokens)[:, None]
             p_new = rows + HEADS * D + o_k.to(tl.int64)[:, None] * stride_n
             at_k = o_k[:, None] * HALF + o_h[None]
-            k_low, k_high = turned(p_new + o_h[None], cos + at_k, sin + at_k, in_k, HALF)
+            k_low, k_high = turned(p_new + o_h[None], cos + at_k, sin + at_k, in_k, HALF, 1.0)
             b_v = tl.load(p_new + HEADS * D + o_d[None], mask=in_k, other=0.0)
             pairs = in_q & (o_k < tokens)[None]
             seen = tl.load(new_mask + o_q[:, None] * tokens + o_k[None], mask=pairs, other=0) != 0
-            acc, top, total = step(acc, top, total, q_low, q_high, k_low, k_high, b_v, seen & pairs, scale)
+            acc, top, total = step(acc, top, total, q_low, q_high, k_low, k_high, b_v, seen & pairs)
 
     to = i_b * stride_out + o_q.to(tl.int64)[:, None] * (HEADS * D) + head * D + o_d[None]
-    if SPLIT == 1:
+    if PARTS == 1:
         acc = acc / tl.where(total == 0, 1.0, total)[:, None]
         tl.store(out + to, acc.to(out.dtype.element_ty), mask=in_q)
     else:
-        batch_rows = (tl.num_programs(2) // SPLIT).to(tl.int64) * tokens
+        batch_rows = (tl.num_programs(2) // PARTS).to(tl.int64) * tokens
         tl.store(out + part * batch_rows * (HEADS * D) + to, acc, mask=in_q)
         p_stats = stats + ((part * batch_rows + i_b * tokens + o_q) * HEADS + head) * 2
         tl.store(p_stats, top, mask=o_q < tokens)

@@ -9,7 +9,7 @@ import triton.language as tl
 
 
 def early(ahead: int | None) -> dict[str, bool]:
-    """Launch options: with `ahead` (bytes of every row of weights to fetch while waiting) a kernel starts early."""
+    """Launch options: with `ahead` (bytes of weights to fetch while waiting) a kernel starts early."""
     return {} if ahead is None else {"EARLY": True, "launch_pdl": True}
 
 

@@ -47,6 +47,7 @@ def constants(
 ) -> dict[str, int | bool]:
     """What the kernel is compiled for."""
     share = inner // tile.block_k // tile.split * tile.block_k * 2  # bytes of a row that a program reads
+    rows_read = columns * (2 if swiglu else 1) * tile.split
     return {
         "N": columns,
         "K": inner,
@@ -59,7 +60,7 @@ def constants(
         "EVEN_M": rows % tile.block_m == 0,
         "EVEN_N": columns % tile.block_n == 0,
         "EVEN_K": inner % tile.block_k == 0,
-        "AHEAD": min(ahead or 0, share),
+        "AHEAD": min((ahead or 0) // rows_read // 128 * 128, share),
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .op import attention, linear, linear_add_, rms_norm, swiglu_linear
+from .op import attention, linear, linear_add_, pack_mask, rms_norm, swiglu_linear
 from .plans import CUBLAS, CUBLAS_ADD, FEW_ROWS, AttentionTile, Choice, Tile, entry_of
 from .reference import attention_reference, swiglu_linear_reference
 
@@ -223,7 +223,7 @@ class AttentionRun:
         self.caches = normal(layers, 2, 1, work.heads, work.cached, work.head_dim)
         angles = torch.randn(work.rows, work.head_dim // 2, device="cuda")
         self.cos, self.sin = angles.cos(), angles.sin()
-        self.key_mask = torch.ones(1, work.cached, dtype=torch.bool, device="cuda")
+        self.key_mask = pack_mask(torch.ones(1, work.cached, dtype=torch.bool, device="cuda"))
         layer = torch.arange(work.rows, device="cuda") // 8
         self.new_mask = layer[:, None] >= layer[None] if work.kind == "pass" else None
 

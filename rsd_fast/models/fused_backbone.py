@@ -20,6 +20,7 @@ from rsd_fast.kernels.transformer import (
     attention,
     linear,
     linear_add_,
+    pack_mask,
     rms_norm,
     rotary_cache_,
     swiglu_linear,
@@ -102,6 +103,7 @@ class FusedBackbone(Backbone):
         tokens = x.shape[1]
         cos, sin = self._rotary(0, tokens)
         keys, values = self._new_cache(x, tokens)
+        mask = pack_mask(mask, backend=self.options["backend"])
 
         def attend(i: int, qkv: Tensor) -> Tensor:
             rotary_cache_(qkv, cos, sin, keys[i], values[i], **self.options)
@@ -127,10 +129,11 @@ class FusedBackbone(Backbone):
         tokens, cached = x.shape[1], prefix_mask.shape[1]
         cos, sin = self._rotary(cached if start is None else start, tokens)
         tile = self._tile("pass", tokens)
+        mask = pack_mask(prefix_mask, backend=self.options["backend"])
 
         def attend(i: int, qkv: Tensor) -> Tensor:
             key, value = keys[i][:, :, :cached], values[i][:, :, :cached]
-            return attention(qkv, cos, sin, key, value, prefix_mask, query_mask, tile=tile, **self.options)
+            return attention(qkv, cos, sin, key, value, mask, query_mask, tile=tile, **self.options)
 
         return self._run(x, attend)
 
@@ -151,6 +154,7 @@ class FusedBackbone(Backbone):
         query_rotary = self._rotary(prefix if start is None else start, tokens)
         keys, values = self._new_cache(x, prefix)
         causal, options = self.config.causal, self.options
+        mask = pack_mask(mask, backend=options["backend"])
         tiles = self._tile("prefill", prefix), self._tile("pass", tokens)
 
         def attend(i: int, qkv: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -76,6 +77,11 @@ class ActionHead(nn.Module):
     def logits(self, hidden: Float[Tensor, "B Q width"]) -> Float[Tensor, "B L T D V"]:
         """Hidden states of the queries -> logits, in the hidden states' dtype."""
         c = self.config
+        if hidden.is_cuda and not torch.is_grad_enabled():
+            # Every layer's read-out of every query, in one product: cheaper than a product of T rows a layer.
+            all_layers = F.linear(hidden, self.readout.flatten(0, 1), self.readout_bias.flatten())
+            own = all_layers.view(-1, c.layers, c.steps, c.layers, self.readout.shape[1]).diagonal(dim1=1, dim2=3)
+            return own.permute(0, 3, 1, 2).unflatten(3, (c.latent_dims, c.levels))
         hidden = hidden.view(-1, c.layers, c.steps, hidden.shape[-1])
         flat = torch.einsum("blth,lvh->bltv", hidden, self.readout) + self.readout_bias[:, None]
         return flat.view(-1, c.layers, c.steps, c.latent_dims, c.levels)

@@ -13,6 +13,7 @@ from rsd_fast.kernels.transformer import (
     attention,
     code_queries,
     linear,
+    pack_mask,
     rms_norm,
     rotary_cache_,
     swiglu,
@@ -22,10 +23,12 @@ from rsd_fast.kernels.transformer.reference import (
     attention_reference,
     code_queries_reference,
     linear_reference,
+    pack_mask_reference,
     rms_norm_reference,
     rotary_cache_reference_,
     swiglu_linear_reference,
     swiglu_reference,
+    unpacked_mask,
 )
 from tests.kernels import transformer_cases
 from tests.kernels.transformer_cases import TILES, assert_near, attention_case, code_case, normal
@@ -117,10 +120,10 @@ def test_a_gate_cannot_be_split(generator):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("split", [1, 3])
 @pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize(("tokens", "cached"), [(5, 19), (24, 33), (33, 64), (1, 1)])
+@pytest.mark.parametrize(("tokens", "cached"), [(5, 19), (24, 133), (33, 64), (1, 1)])
 def test_a_pass(tokens, cached, masked, split, dtype):
     case = attention_case(1, tokens=tokens, cached=cached, masked=masked, dtype=dtype)
-    tile = AttentionTile(16, 16, split=split)
+    tile = AttentionTile(16, 32, split=split)
     wanted = attention_reference(*case.float().arguments())
     assert_attends(attention(*case.arguments(), tile=tile, **TRITON), wanted, dtype)
 
@@ -131,9 +134,17 @@ def test_a_pass(tokens, cached, masked, split, dtype):
 @pytest.mark.parametrize(("tokens", "head_dim"), [(19, 64), (48, 32)])
 def test_a_prefill(tokens, head_dim, causal, split, dtype):
     case = attention_case(2, tokens=tokens, cached=tokens, head_dim=head_dim, new=False, causal=causal, dtype=dtype)
-    tile = AttentionTile(32, 16, split=split)
+    tile = AttentionTile(32, 32, split=split)
     wanted = attention_reference(*case.float().arguments())
     assert_attends(attention(*case.arguments(), tile=tile, **TRITON), wanted, dtype)
+
+
+@pytest.mark.parametrize("keys", [1, 31, 32, 130, 545])
+def test_packed_masks(keys, generator):
+    mask = torch.rand(3, keys, generator=generator) < 0.5
+    packed = pack_mask(mask, **TRITON)
+    assert torch.equal(packed, pack_mask_reference(mask))
+    assert torch.equal(unpacked_mask(packed, keys), mask)
 
 
 def test_a_cache_with_room_a_slice_of_tokens_and_a_place_for_the_result():
@@ -167,7 +178,7 @@ def test_a_token_that_sees_nothing_gets_zeros(split):
     case = attention_case(4, tokens=4, cached=20)
     case.key_mask[0] = False
     case.new_mask[1] = False
-    got = attention(*case.arguments(), tile=AttentionTile(16, 16, split=split), **TRITON)
+    got = attention(*case.arguments(), tile=AttentionTile(16, 32, split=split), **TRITON)
     assert torch.equal(got[0, 1], torch.zeros(64))
     assert_attends(got, attention_reference(*case.arguments()), torch.float32)
 
