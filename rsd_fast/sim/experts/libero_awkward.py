@@ -339,8 +339,8 @@ class Drawer:
 
 def drawer_of(scene: Scene, region: str) -> bool:
     """Whether a region is the inside of a drawer."""
-    joints = getattr(scene.simulator.object_sites_dict.get(region), "joints", None)
-    return bool(joints) and "_level" in joints[0]
+    joints = getattr(scene.simulator.object_sites_dict.get(region), "joints", None) or [""]
+    return "_level" in joints[0]
 
 
 def category(scene: Scene, name: str) -> str:
