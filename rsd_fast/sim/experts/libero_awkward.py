@@ -171,7 +171,7 @@ class IntoMicrowave(Take):
     def __init__(self, scene: Scene, goal: Goal, generator: np.random.Generator) -> None:
         super().__init__(scene, goal, generator)
         self.tilt = np.radians(generator.uniform(40, 46))
-        self.aside = float(generator.uniform(0.005, 0.02))
+        self.aside = float(generator.uniform(0.006, 0.014))
         self.oven = goal[2].removesuffix("_heating_region")
 
     def grip(self, hand: Hand) -> tuple[Point, Rotation]:
@@ -187,11 +187,12 @@ class IntoMicrowave(Take):
         return place, raking(-handle, self.tilt, -1.0)
 
     def target(self) -> Point:
-        """See `Take`: a little above the floor, in the middle of the opening."""
+        """See `Take`: a little above the floor, on the side away from the door, which the hand would meet."""
         scene = self.scene
         low, high = self.opening()
         below = scene.position(self.thing)[2] - scene.bottom(self.thing)
-        return np.array([(low[0] + high[0]) / 2 + self.aside, low[1] + self.DEEP, low[2] + below + 0.012])
+        beyond = scene.points(scene.parts(self.thing))[:, 0].max() - scene.position(self.thing)[0]
+        return np.array([high[0] - beyond - self.aside, low[1] + self.DEEP, low[2] + below + 0.012])
 
     def opening(self) -> tuple[Point, Point]:
         """Corners of the room inside."""
