@@ -4,7 +4,8 @@
 2. Every candidate tile of every product and of attention, timed inside CUDA graphs over distinct weights
    (`rsd_fast.kernels.transformer.tuning`). The table of the fastest is written beside the results, `*.table.json`: what
    goes into `kernels/transformer/tables/sm_XX.json`.
-3. Passes, prefills and the two at once, each one CUDA graph, for plain torch, for the fused backbone with cuBLAS
+3. From sm_90 on: the table refined on passes of some layers, whose kernels start before the one in front has ended.
+4. Passes, prefills and the two at once, each one CUDA graph, for plain torch, for the fused backbone with cuBLAS
    everywhere, with the package's table, with the table of this run, and (from sm_90 on) with kernels that start before
    the one in front has ended; and how far each is from float32.
 
@@ -14,8 +15,10 @@ Random weights in the geometry of Llama-2-7B, batch 1. Bytes are those of the we
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.gpu_accept import copy_bandwidth, machine
-from rsd_fast.kernels.transformer import Plans, rms_norm, rotary_cache_, swiglu
+from rsd_fast.kernels.transformer import AttentionTile, Plans, Tile, rms_norm, rotary_cache_, swiglu
 from rsd_fast.kernels.transformer.plans import write_table
 from rsd_fast.kernels.transformer.reference import rms_norm_reference, rotary_cache_reference_, swiglu_reference
 from rsd_fast.kernels.transformer.tuning import (
@@ -46,6 +49,7 @@ CACHED = 545
 PREFILLS = (545, 608)
 SWEPT_PREFILLS = (640,)  # one entry serves every prefill up to it
 AHEAD = (0, 3, 6, 10)  # MB of weights that a kernel fetches while it waits for the one in front
+LAYERS, TRIED, CLEARLY = 8, 9, 0.998  # a refinement: of so many layers, candidates of an op, and what counts as faster
 CUDA = torch.device("cuda")
 
 
@@ -102,6 +106,61 @@ def sweep_all(quick: bool, seconds: float) -> list[dict[str, Any]]:
             print(f"    {len(failed)} failed, the first {failed[0]['choice']}: {failed[0]['note']}")
         torch.cuda.empty_cache()
     return rows
+
+
+def choice_of(row: dict[str, Any]) -> Any:
+    """A row's choice as the kernels take it."""
+    choice = row["choice"]
+    if isinstance(choice, str):
+        return choice
+    return AttentionTile(**choice) if " attention " in row["key"] else Tile(**choice)
+
+
+@torch.inference_mode()
+def refine(backbone: Backbone, rows: list[dict[str, Any]], table: dict[str, Any], queries: int, seconds: float) -> Any:
+    """Descends from the fastest alone to the fastest together: passes of some layers, one choice changed at a time.
+
+    Kernels that overlap are fast or slow together: what leaves room for the next one may win though it is slower alone.
+    Changes the table's entries for `queries`; returns the bytes ahead that were best with them, and what was tried.
+    """
+    started = time.perf_counter()
+    few = Backbone(replace(CONFIG, depth=0))
+    few.config, few.layers, few.norm = replace(CONFIG, depth=LAYERS), backbone.layers[:LAYERS], backbone.norm
+    work = model_work(CONFIG.width, CONFIG.mlp_width, CONFIG.heads, CACHED, (queries,), ())
+    work.sort(key=lambda item: -item.bytes)
+    timed = sorted((row for row in rows if row["us"] is not None), key=lambda row: row["us"])
+    best_first = {
+        item: [row for row in timed if (row["key"], row["rows"]) == (item.key, queries)][:TRIED] for item in work
+    }
+    compile_in_pool([(item, choice_of(row)) for item in work for row in best_first[item]], ahead=0)
+    inputs = Inputs(CACHED, queries)
+    tried: list[dict[str, Any]] = []
+
+    def passes(ahead: int | None) -> float:
+        fused = FusedBackbone(few, 1024, Plans((table,), "being refined"), ahead)
+        keys, values, _ = fused.prefill(inputs.prefix, inputs.mask)
+        run = lambda: fused.decode(inputs.queries, keys, values, inputs.mask, inputs.sees)  # noqa: E731
+        us = median_graph_us(run, LAYERS, 15)
+        tried.append({"us": us, "ahead": ahead, **{item.key: table[item.key][str(queries)] for item in work}})
+        return us
+
+    best, us = None, passes(None)
+    for _ in range(2):
+        for ahead in (None, *(10**6 * megabytes for megabytes in AHEAD)):
+            if ahead != best and (found := passes(ahead)) < us * CLEARLY:
+                best, us = ahead, found
+        for item in work:
+            entries = table[item.key]
+            kept = entries[str(queries)]
+            for row in best_first[item]:
+                if row["choice"] == kept or time.perf_counter() - started > seconds:
+                    continue
+                entries[str(queries)] = row["choice"]
+                if (found := passes(best)) < us * CLEARLY:
+                    kept, us = row["choice"], found
+            entries[str(queries)] = kept
+            print(f"{queries} queries, {item.key:26} {us:7.2f} us a layer, ahead {best}, {kept}", flush=True)
+    return best, tried
 
 
 def make_backbone() -> Backbone:
@@ -183,6 +242,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--quick", action="store_true", help="fewer candidates")
     parser.add_argument("--no-sweep", action="store_true", help="only the checks and the whole backbone")
+    parser.add_argument("--refine", type=float, default=25.0, help="seconds of refinement a number of queries; 0: none")
     parser.add_argument("--budget", type=float, default=150.0, help="seconds after which no other product is timed")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -196,7 +256,7 @@ def main() -> None:
 
     results["checks"] = check_rows()
     save()
-    table = {}
+    table: dict[str, Any] = {}
     if not arguments.no_sweep:
         results["candidates"] = sweep_all(arguments.quick, arguments.budget)
         table = best_of(results["candidates"])
@@ -206,11 +266,20 @@ def main() -> None:
     wanted = float32_results(backbone, Inputs(CACHED, 64))
     results["stages"] = time_backbone("plain torch", backbone, wanted)
     save()
-    best = Plans((table,), "this run") if table else Plans.of(CUDA)
-    variants: dict[str, tuple[Plans, int | None]] = {"fused, cuBLAS": (Plans(), None)}
+    variants: dict[str, tuple[Plans, int | None]] = {
+        "fused, cuBLAS": (Plans(), None),
+        "fused, package's table": (Plans.of(CUDA), None),
+    }
+    best = Plans.of(CUDA)
     if table:
-        variants["fused, this table"] = best, None
-    variants["fused, package's table"] = Plans.of(CUDA), None
+        variants["fused, this table"] = Plans((copy.deepcopy(table),), "this run"), None
+        best = Plans((table,), "this run, refined")
+    if table and arguments.refine > 0 and torch.cuda.get_device_capability()[0] >= 9:
+        for queries in SWEPT_QUERIES:
+            ahead, tried = refine(backbone, results["candidates"], table, queries, arguments.refine)
+            results[f"refined, {queries} queries"] = {"ahead": ahead, "tried": tried}
+            write_table(arguments.out.with_suffix(".table.json"), table)
+            save()
     if torch.cuda.get_device_capability()[0] >= 9:
         variants |= {f"fused, best, {ahead} MB ahead": (best, ahead * 10**6) for ahead in AHEAD}
     for name, (plans, ahead) in variants.items():

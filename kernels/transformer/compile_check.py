@@ -38,7 +38,7 @@ def product_build(op: str, rows: int, outputs: int, inputs: int, tile: Tile) -> 
     """A product in bfloat16."""
     fixed = triton_linear.constants(rows, outputs, inputs, tile, op == "swiglu")
     out = "*bf16" if tile.split == 1 else "*fp32"
-    types = {"x": "*bf16", "weight": "*bf16", "out": out, "rows": "i32", "stride_x": "i32"}
+    types = {"x": "*bf16", "weight": "*bf16", "out": out, "rows": "i32", "stride_x": "i32", "ahead": "i32"}
     return Build(f"{op} {outputs}x{inputs}, {rows} rows", triton_linear.linear_kernel, types, fixed)
 
 

@@ -22,12 +22,12 @@ def started(EARLY: tl.constexpr):
 
 
 @triton.jit
-def fetch_ahead(p_rows, BYTES: tl.constexpr):
-    """Asks for the first `BYTES` of every row, a multiple of 16, to be brought into the L2 cache."""
+def fetch_ahead(p_rows, count):
+    """Asks for the first `count` bytes of every row, a multiple of 16, to be brought into the L2 cache."""
     tl.inline_asm_elementwise(
         "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
         "=r,l,r",
-        [p_rows.to(tl.int64), tl.full(p_rows.shape, BYTES, tl.int32)],
+        [p_rows.to(tl.int64), tl.zeros(p_rows.shape, tl.int32) + count],
         dtype=tl.int32,
         is_pure=False,
         pack=1,

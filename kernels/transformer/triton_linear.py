@@ -37,17 +37,20 @@ def _launch(x: Tensor, weight: Tensor, tile: Tile, columns: int, swiglu: bool, a
     shape = (rows, columns) if tile.split == 1 else (tile.split, rows, columns)
     out = torch.empty(shape, dtype=x.dtype if tile.split == 1 else torch.float32, device=x.device)
     grid = (triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n), tile.split)
-    fixed = constants(rows, columns, inner, tile, swiglu, ahead)
-    linear_kernel[grid](x, weight, out, rows, x.stride(0), **fixed, **early(ahead))
+    fetched = ahead_bytes(ahead or 0, columns * (2 if swiglu else 1), inner, tile)
+    fixed = constants(rows, columns, inner, tile, swiglu)
+    linear_kernel[grid](x, weight, out, rows, x.stride(0), fetched, **fixed, **early(ahead))
     return out
 
 
-def constants(
-    rows: int, columns: int, inner: int, tile: Tile, swiglu: bool, ahead: int | None = None
-) -> dict[str, int | bool]:
+def ahead_bytes(ahead: int, rows: int, inner: int, tile: Tile) -> int:
+    """Of what every program reads of every row of weights, the bytes to fetch first: `ahead` in all, in whole lines."""
+    share = inner // tile.block_k // tile.split * tile.block_k * 2
+    return min(ahead // (rows * tile.split) // 128 * 128, share)
+
+
+def constants(rows: int, columns: int, inner: int, tile: Tile, swiglu: bool) -> dict[str, int | bool]:
     """What the kernel is compiled for."""
-    share = inner // tile.block_k // tile.split * tile.block_k * 2  # bytes of a row that a program reads
-    rows_read = columns * (2 if swiglu else 1) * tile.split
     return {
         "N": columns,
         "K": inner,
@@ -60,19 +63,19 @@ def constants(
         "EVEN_M": rows % tile.block_m == 0,
         "EVEN_N": columns % tile.block_n == 0,
         "EVEN_K": inner % tile.block_k == 0,
-        "AHEAD": min((ahead or 0) // rows_read // 128 * 128, share),
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "ahead"])
 def linear_kernel(
     x,
     weight,
     out,
     rows,
     stride_x,
+    ahead,
     N: tl.constexpr,
     K: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -84,7 +87,6 @@ def linear_kernel(
     EVEN_M: tl.constexpr,
     EVEN_N: tl.constexpr,
     EVEN_K: tl.constexpr,
-    AHEAD: tl.constexpr = 0,
     EARLY: tl.constexpr = False,
 ):
     """One tile of one part.
@@ -107,11 +109,11 @@ def linear_kernel(
     p_w = weight + o_n.to(tl.int64)[:, None] * K + o_k[None]
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
-        if AHEAD > 0:
+        if ahead > 0:
             p_first = weight + tl.minimum(o_n, N - 1).to(tl.int64) * K + first * BLOCK_K
-            fetch_ahead(p_first, AHEAD)
+            fetch_ahead(p_first, ahead)
             if SWIGLU:
-                fetch_ahead(p_first + N * K, AHEAD)
+                fetch_ahead(p_first + N * K, ahead)
         tl.extra.cuda.gdc_wait()
     if SWAP:
         acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)

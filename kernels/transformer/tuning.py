@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -184,14 +185,14 @@ class ProductRun:
         self.stream = normal(work.rows, work.outputs)
         self.scratch = self.stream.clone()  # what timed calls add to
 
-    def call(self, weight: Tensor, choice: Choice, stream: Tensor) -> Tensor:
+    def call(self, weight: Tensor, choice: Choice, stream: Tensor, ahead: int | None = None) -> Tensor:
         """One layer."""
         if self.work.op == "linear":
-            return linear(self.x, weight, choice)
+            return linear(self.x, weight, choice, ahead=ahead)
         if self.work.op == "swiglu":
-            return swiglu_linear(self.x, weight, choice)
-        delta = linear_add_(stream, self.x, weight, choice)
-        return rms_norm(stream, self.norm, EPS, delta)[1]
+            return swiglu_linear(self.x, weight, choice, ahead=ahead)
+        delta = linear_add_(stream, self.x, weight, choice, ahead=ahead)
+        return rms_norm(stream, self.norm, EPS, delta, ahead=ahead)[1]
 
     def all(self, choice: Choice) -> None:
         """Every layer."""
@@ -208,9 +209,9 @@ class ProductRun:
             return product
         return F.rms_norm(self.stream.float() + product, (self.work.outputs,), self.norm.float(), EPS)
 
-    def got(self, choice: Choice) -> Tensor:
+    def got(self, choice: Choice, ahead: int | None = None) -> Tensor:
         """Of the first layer."""
-        return self.call(self.weights[0], choice, self.stream.clone())
+        return self.call(self.weights[0], choice, self.stream.clone(), ahead)
 
 
 class AttentionRun:
@@ -227,12 +228,10 @@ class AttentionRun:
         layer = torch.arange(work.rows, device="cuda") // 8
         self.new_mask = layer[:, None] >= layer[None] if work.kind == "pass" else None
 
-    def call(self, i: int, tile: AttentionTile) -> Tensor:
+    def call(self, i: int, tile: AttentionTile, ahead: int | None = None) -> Tensor:
         """One layer."""
-        cache = self.caches[i]
-        return attention(
-            self.qkv[i], self.cos, self.sin, cache[0], cache[1], self.key_mask, self.new_mask, tile=tile
-        )
+        inputs = self.qkv[i], self.cos, self.sin, *self.caches[i], self.key_mask, self.new_mask
+        return attention(*inputs, tile=tile, ahead=ahead)
 
     def all(self, tile: AttentionTile) -> None:
         """Every layer."""
@@ -244,9 +243,9 @@ class AttentionRun:
         qkv, cache = self.qkv[0].float(), self.caches[0].float()
         return attention_reference(qkv, self.cos, self.sin, cache[0], cache[1], self.key_mask, self.new_mask)
 
-    def got(self, tile: AttentionTile) -> Tensor:
+    def got(self, tile: AttentionTile, ahead: int | None = None) -> Tensor:
         """Of the first layer."""
-        return self.call(0, tile)
+        return self.call(0, tile, ahead)
 
 
 def run_of(work: Work, layers: int) -> ProductRun | AttentionRun:
@@ -260,22 +259,24 @@ def shared_bytes() -> int:
     return int(properties.shared_memory_per_block_optin)
 
 
-def compile_in_pool(jobs: Sequence[tuple[Work, Any]], workers: int | None = None) -> None:
+def compile_in_pool(
+    jobs: Sequence[tuple[Work, Any]], workers: int | None = None, ahead: int | None = None
+) -> None:
     """Leaves the compiled kernels in Triton's cache on disk. What fails here fails again where it is timed."""
     workers = workers or min(16, os.cpu_count() or 1)
     parts = [list(jobs[i::workers]) for i in range(workers)]
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(compile_part, parts))
+        list(pool.map(partial(compile_part, ahead=ahead), parts))
 
 
-def compile_part(jobs: Sequence[tuple[Work, Any]]) -> int:
+def compile_part(jobs: Sequence[tuple[Work, Any]], ahead: int | None = None) -> int:
     """Launches each job once; returns how many failed."""
     failed, runs = 0, {}
     for work, choice in sorted(jobs, key=lambda job: job[0].key):
         if work not in runs:
             runs = {work: run_of(work, 1)}
         try:
-            runs[work].got(choice)
+            runs[work].got(choice, ahead)
         except Exception:  # reported where it is timed
             failed += 1
     return failed
