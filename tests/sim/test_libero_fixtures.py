@@ -61,10 +61,12 @@ def test_a_drawer_is_pulled_and_a_plate_pushed_through_disturbances(assets: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("push", [0.0, 0.6])
+@pytest.mark.parametrize(("push", "least"), [(0.0, 9), (0.6, 7)])
 @pytest.mark.parametrize(("suite", "index"), QUICK + TASKS)
-def test_every_task_of_fixtures_succeeds_nine_times_in_ten(assets: Path, suite: str, index: int, push: float):
-    assert len(successes(suite, index, range(200, 210), push)) >= 9
+def test_nine_episodes_in_ten_succeed_and_most_that_are_disturbed(
+    assets: Path, suite: str, index: int, push: float, least: int
+):
+    assert len(successes(suite, index, range(200, 210), push)) >= least
 
 
 # ---- poses
