@@ -83,15 +83,17 @@ class Attention:
         if self.kind == "prefill":
             sizes = [(64, 64, 1, 4, 2), (64, 64, 1, 4, 3), (64, 128, 1, 4, 2), (128, 64, 1, 4, 2)]
             sizes += [(128, 64, 1, 8, 2), (128, 64, 1, 8, 3), (128, 128, 1, 8, 2), (64, 32, 1, 4, 3)]
+            sizes += [(64, 32, 1, 4, 4), (64, 64, 1, 4, 4), (128, 32, 1, 8, 3), (128, 32, 1, 4, 3)]
         else:
             queries = {16, min(32, -(-self.rows // 16) * 16), min(64, -(-self.rows // 16) * 16)}
             sizes = [
                 (block_q, block_k, split, 4, 2)
                 for block_q in sorted(queries)
                 if block_q in (16, 32, 64)
-                for block_k, split in ((64, 1), (64, 2), (64, 3), (64, 5), (128, 1), (128, 2), (128, 3), (32, 4))
+                for block_k, split in ((64, 2), (64, 3), (64, 4), (64, 5), (128, 1), (128, 2), (128, 3), (32, 4))
             ]
-            sizes += [(16, 64, 1, 4, 3), (32, 64, 1, 4, 3), (32, 64, 2, 4, 3), (16, 64, 1, 2, 3), (32, 64, 1, 8, 2)]
+            sizes += [(16, 64, 1, 4, 3), (32, 64, 1, 4, 3), (32, 64, 2, 4, 3), (32, 64, 3, 4, 3), (16, 64, 3, 2, 3)]
+            sizes += [(32, 64, 9, 4, 1), (64, 64, 9, 4, 1), (64, 64, 3, 8, 2), (32, 32, 6, 4, 2), (64, 32, 4, 4, 3)]
             sizes = sizes[::2] if quick else sizes
         tiles = [AttentionTile(*numbers) for numbers in sizes]
         # Turned keys of the new tokens are staged beside the loads.
