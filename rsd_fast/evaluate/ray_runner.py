@@ -69,14 +69,14 @@ class RayPolicies:
 
     Args:
         load: makes the policies, in the actor.
-        cpus, gpus: what the actor holds of its node.
+        cpus, gpus: what the actor uses of its node; it holds half a core less, where simulators fit in.
     """
 
     gpu: int | None = None  # simulators are elsewhere
 
     def __init__(self, load: Callable[[], Policies], cpus: int, gpus: int) -> None:
         remote: Any = ray.remote(PolicyActor)
-        wanted = remote.options(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=-1)
+        wanted = remote.options(num_cpus=cpus - 0.5, num_gpus=gpus, max_restarts=-1, max_task_retries=-1)
         self._actor = wanted.remote(load)
         described: Description = _get(self._actor.describe.remote())
         self.chunk, self.gripper, self.image_size = described.chunk, described.gripper, described.image_size

@@ -25,6 +25,9 @@ from .vector import Reply, SimulatorCrash, prepare_process
 # How often Ray asks an actor again whose process or node is gone, before it counts as crashed. A node that dies costs
 # several: it takes Ray a while to notice.
 RETRIES = 5
+# What an actor holds of a node: next to nothing, so that those of a lost node find room on the others, but not nothing,
+# or they would come to nodes that are to have no work.
+CPUS = 0.001
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class SimulatorActor:
 class RaySimulator:
     """A `SimulatorActor` from the runner's side; see `rsd_fast.sim.vector.Simulator`.
 
-    Actors are spread over the nodes and hold no CPU for good: where a node is lost, its simulators go on on the others.
+    Actors are spread over the nodes; where a node is lost, its simulators go on on the others.
 
     Args:
         suite, chunk, image_size, timeout: see `Simulator`.
@@ -93,7 +96,7 @@ class RaySimulator:
         self.task: str | None = None
         self.timeout = timeout
         remote: Any = ray.remote(SimulatorActor)
-        wanted = remote.options(max_restarts=-1, max_task_retries=RETRIES, scheduling_strategy="SPREAD")
+        wanted = remote.options(num_cpus=CPUS, max_restarts=-1, max_task_retries=RETRIES, scheduling_strategy="SPREAD")
         self._actor = wanted.remote(suite, chunk, image_size, environment)
         self._episode, self._sent = 0, 0.0
         self._options: dict[str, Any] = {}
