@@ -24,6 +24,7 @@ TASKS = [
     ("libero_10", 2),
     ("libero_10", 3),
     ("libero_10", 4),
+    ("libero_10", 5),
     ("libero_10", 8),
     ("libero_10", 9),
 ]

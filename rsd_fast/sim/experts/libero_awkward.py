@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from . import skills
-from .libero_objects import shape_of
+from .libero_objects import half_turn, shape_of
 from .libero_poses import KEEN, NEAR, UP, about, come, corners, level, raking
 from .libero_scene import Goal, Kind, Scene
 from .skills import CLOSE, OPEN, Command, Hand, Point, Rotation
@@ -158,6 +158,48 @@ class Mug(Take):
         """See `Take`."""
         below = self.scene.position(self.thing)[2] - self.scene.bottom(self.thing)
         return self.scene.position(self.place) + UP * (below - 0.005)
+
+
+class Book(Take):
+    """A book that stands, across its back, into a slot along y: it is turned on the way."""
+
+    def __init__(self, scene: Scene, goal: Goal, generator: np.random.Generator) -> None:
+        super().__init__(scene, goal, generator)
+        self.block = int(np.flatnonzero(scene.parts(self.thing))[0])
+        self.thin = int(np.argmin(scene.model.geom_size[self.block]))
+        self.depth = float(generator.uniform(0.020, 0.026))
+        self.slot = scene.simulator.object_sites_dict[goal[2]].parent_name
+
+    def middle(self) -> Point:
+        """Of the book."""
+        return np.array(self.scene.data.geom_xpos[self.block])
+
+    def yaw(self) -> float:
+        """Of the direction through its covers."""
+        across = self.scene.data.geom_xmat[self.block].reshape(3, 3)[:, self.thin]
+        return float(np.arctan2(across[1], across[0]))
+
+    def grip(self, hand: Hand) -> tuple[Point, Rotation]:
+        """See `Take`."""
+        place = np.array([*self.middle()[:2], self.scene.top(self.thing) - self.depth])
+        return place, skills.top_grasp(hand, self.yaw(), np.pi)
+
+    def carry(self, hand: Hand, rotation: Rotation) -> Command:
+        """Over the walls, turned as it goes, then down."""
+        scene, at = self.scene, self.middle()
+        left = half_turn(-self.yaw())  # to turn
+        below = at[2] - scene.bottom(self.thing)
+        gap = scene.position(self.place) - at
+        aside = float(np.linalg.norm(gap[:2])) + 0.06 * max(0.0, abs(left) - 0.06)
+        low = scene.position(self.place)[2]
+        over = scene.top(self.slot) + below + ROOM
+        height = low + skills.funnel(aside, over - low, tip=0.009, slope=60.0)
+        if aside > 0.06 and at[2] < over - 0.02:
+            gap[:2] = 0.0
+        step = np.array([gap[0], gap[1], height - at[2]])
+        goal = hand.position + step * (KEEN if np.linalg.norm(gap[:2]) < NEAR else 1.0)
+        turn = about(UP, left) @ skills.top_grasp(hand, float(np.arctan2(*hand.rotation[[1, 0], 0])), np.pi)
+        return skills.move(hand, goal, turn, CLOSE, self.speed if aside > 0.03 else 0.5)
 
 
 class IntoMicrowave(Take):
@@ -372,5 +414,6 @@ def on_plate(scene: Scene, goal: Goal) -> bool:
 KINDS = (
     Kind(lambda scene, goal: goal[0] == "on" and category(scene, goal[1]) == "moka_pot", lambda *a: [MokaPot(*a)]),
     Kind(lambda scene, goal: goal[0] == "in" and goal[2].endswith("_heating_region"), lambda *a: [IntoMicrowave(*a)]),
+    Kind(lambda scene, goal: goal[0] == "in" and category(scene, goal[1]) == "black_book", lambda *a: [Book(*a)]),
     Kind(on_plate, lambda *a: [Mug(*a)]),
 )
