@@ -1,25 +1,24 @@
-"""Drawers, doors, knobs and things that are pushed: what LIBERO asks for besides picking and placing.
+"""Knobs, doors and things that are pushed, and the kinds of goals that ask for them and for drawers.
 
-Fixtures are taken where a camera sees something to take: a drawer by its handle, a stove by the bar of its knob. A
-hand that points `tilt` away from straight down towards a `heading` leans over it. Metres, radians, world frame.
+Metres, radians, world frame.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from . import skills
-from .libero_awkward import Drawer, IntoDrawer, category, drawer_of
+from .libero_awkward import category
+from .libero_drawers import CloseDrawer, OpenDrawer, drawer_of, make_into_drawer
 from .libero_place import target_body
-from .libero_poses import FAR, UP, about, come, leaning, level, raking, turned
+from .libero_poses import FAR, UP, about, level, raking, turned
 from .libero_scene import Goal, Job, Kind, Scene
-from .skills import CLOSE, OPEN, Command, Hand, Rotation
+from .skills import CLOSE, OPEN, Command, Hand
 
 OPENED = 0.06  # gap of fingers that count as open
 TWIST = 0.8  # of the hand ahead of the knob
-WIDE, SHUT = 0.155, 0.12  # how far a drawer is pulled, and less than that counts as not open enough
 
 Maker = Callable[[Scene, Goal, np.random.Generator], Job]
 
@@ -27,46 +26,6 @@ Maker = Callable[[Scene, Goal, np.random.Generator], Job]
 def one(job: Maker) -> Callable[[Scene, Goal, np.random.Generator], list[Job]]:
     """A maker of a single job, for a `Kind`."""
     return lambda scene, goal, generator: [job(scene, goal, generator)]
-
-
-class OpenDrawer:
-    """Takes a drawer by its handle and pulls; not again once the thing that it was opened for is inside."""
-
-    THICKNESS = 0.028  # gap of fingers that hold the handle, at most
-
-    def __init__(self, scene: Scene, goal: Goal, generator: np.random.Generator, purpose: Goal | None = None) -> None:
-        self.scene, self.goal, self.purpose = scene, goal, purpose
-        self.drawer = Drawer(scene, goal[1])
-        self.tilt = np.radians(generator.uniform(70, 90))
-        self.side = generator.uniform(-0.012, 0.012)
-
-    def done(self) -> bool:
-        """See `Job`: it is open wide enough, and the hand is off the handle."""
-        if self.purpose is not None and self.scene.holds(self.purpose):
-            return True
-        return self.drawer.opening() > SHUT and not self.near(Hand.of(self.scene.simulator), 0.06)
-
-    def near(self, hand: Hand, distance: float) -> bool:
-        """Whether the hand is at the handle."""
-        return bool(np.linalg.norm(hand.position - self.drawer.handle()) < distance)
-
-    def act(self, hand: Hand) -> Command:
-        """See `Job`."""
-        out, handle = self.drawer.out, self.drawer.handle()
-        rotation = leaning(-out, self.tilt)
-        grip = handle + np.cross(out, UP) * self.side
-        if self.drawer.opening() > WIDE:
-            return self.leave(hand, rotation)
-        if skills.at_grasp(hand, grip, rotation, 0.013):
-            if hand.gap < self.THICKNESS:
-                return skills.move(hand, grip + out * 0.06, rotation, CLOSE)
-            return skills.grasp(hand, grip, rotation)
-        return come(hand, grip, rotation)
-
-    def leave(self, hand: Hand, rotation: Rotation) -> Command:
-        """Opens the fingers, then backs off."""
-        away = self.drawer.out * 0.1 + UP * 0.05 if hand.gap > OPENED else 0.0
-        return skills.move(hand, hand.position + away, rotation, OPEN)
 
 
 class TurnOn:
@@ -147,32 +106,6 @@ class Push:
         return skills.reach(hand, start, rotation, FAR)
 
 
-class CloseDrawer:
-    """Pushes a drawer's handle with closed fingers, in a hand that leans so that the fingertips are in front."""
-
-    def __init__(self, scene: Scene, goal: Goal, generator: np.random.Generator) -> None:
-        self.scene, self.goal, self.drawer = scene, goal, Drawer(scene, goal[1])
-        self.tilt = np.radians(generator.uniform(28, 36))
-        self.side = generator.uniform(-0.015, 0.015)
-
-    def done(self) -> bool:
-        """See `Job`."""
-        return self.scene.holds(self.goal)
-
-    def act(self, hand: Hand) -> Command:
-        """See `Job`."""
-        out = self.drawer.out
-        rotation = raking(-out, self.tilt)
-        press = self.drawer.handle() + out * 0.03 + np.cross(out, UP) * self.side
-        gap = hand.position - press
-        off = gap - out * (gap @ out)
-        if np.linalg.norm(off) < 0.02 and gap @ out < 0.06 and turned(hand, rotation) < 0.3:
-            return skills.move(hand, hand.position - off - out * 0.06, rotation, CLOSE)
-        start = press + out * 0.01
-        height = skills.funnel(skills.misalignment(hand, start, rotation), FAR)
-        return skills.move(hand, skills.above(start, height), rotation, CLOSE)
-
-
 class CloseDoor:
     """Pushes a door with a vertical hinge at its outside, with closed fingers, all along its arc."""
 
@@ -217,11 +150,6 @@ class CloseDoor:
 def is_pushed(scene: Scene, goal: Goal) -> bool:
     """A plate onto some part of the table."""
     return goal[0] == "on" and category(scene, goal[1]) == "plate" and target_body(scene, goal[2]) is None
-
-
-def make_into_drawer(scene: Scene, goal: Goal, generator: np.random.Generator) -> Sequence[Job]:
-    """Open the drawer, then put the thing inside."""
-    return [OpenDrawer(scene, ("open", goal[2]), generator, purpose=goal), IntoDrawer(scene, goal, generator)]
 
 
 KINDS = (
