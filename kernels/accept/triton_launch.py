@@ -50,8 +50,11 @@ def launch_choice(batch: int, shape: Sequence[int], largest: int) -> Launch:
         eager = layers * levels <= EAGER_LOGITS
         return Launch(1, 1, eager, warps_for(padded_elements(shape, 1)), layers if eager else 1)
     lanes = padded_elements(shape, largest) // largest
-    samples = 1 if lanes >= 32 else 64 // lanes  # one or two warps: smaller programs were faster on an H200
-    return Launch(samples, largest, False, warps_for(samples * lanes), layers if layers <= 4 else 2)
+    # The fastest of a sweep on an H200 (bench/results) that spill on no architecture.
+    samples = 8 if lanes <= 16 else max(64 // lanes, 1)
+    eager = layers * levels <= EAGER_LOGITS
+    return Launch(samples, largest, eager, warps_for(samples * lanes), layers if layers <= 4 else 2)
+
 
 def warps_for(lanes: int) -> int:
     """One lane a thread while there are threads."""
