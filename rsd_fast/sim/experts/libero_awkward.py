@@ -17,6 +17,8 @@ from .skills import CLOSE, OPEN, Command, Hand, Point, Rotation
 
 OPENED = 0.06  # gap of fingers that count as open
 TOLERANCE, DRIFT = 0.007, 0.015  # of the hand when it begins to close, and until it has
+FREE = 0.04  # distance of the hand from where it takes a thing
+STANDS = 0.02  # metres a second of what stands
 ROOM = 0.025  # between what travels and what it passes over
 INWARDS = np.array([0.0, 1.0, 0.0])  # of an oven
 GRIPPED = 0.010  # of the hand from the end of a handle
@@ -42,8 +44,12 @@ class Take:
         raise NotImplementedError
 
     def done(self) -> bool:
-        """See `Job`: the goal is reached and the hand is free."""
-        return self.scene.holds(self.goal) and not self.scene.grasped(self.thing)
+        """See `Job`: the goal is reached and the hand is free; contacts alone come and go."""
+        if not self.scene.holds(self.goal) or self.scene.grasped(self.thing):
+            return False
+        hand = Hand.of(self.scene.simulator)
+        around = self.EMPTY < hand.gap < OPENED
+        return not (around and np.linalg.norm(hand.position - self.grip(hand)[0]) < FREE)
 
     def act(self, hand: Hand) -> Command:
         """See `Job`."""
@@ -73,7 +79,9 @@ class Take:
         return near and (self.scene.grasped(self.thing) or (hand.gap > self.EMPTY and self.scene.airborne(self.thing)))
 
     def reach(self, hand: Hand, position: Point, rotation: Rotation) -> Command:
-        """Over everything on the way, then down a funnel."""
+        """Over everything on the way, then down a funnel; fingers that may still hold it open first."""
+        if hand.gap < OPENED and np.linalg.norm(hand.position - position) < FREE:
+            return skills.move(hand, hand.position, hand.rotation, OPEN)
         aside = float(np.linalg.norm((position - hand.position)[:2]))
         over = max(position[2] + self.FAR, self.scene.highest(hand.position, position, [self.thing]) + ROOM)
         if aside > 0.04 and hand.position[2] < over - 0.03:
@@ -145,6 +153,11 @@ class Mug(Take):
         place = center + away * (reach - self.inset)
         place[2] = points[:, 2].max() - self.depth
         return place, skills.top_grasp(hand, float(np.arctan2(away[1], away[0])), np.pi)
+
+    def is_placed(self) -> bool:
+        """See `Take`: once it stands; it hangs askew, and rocks when it is let go at the first touch."""
+        stands = self.scene.speed(self.thing) < STANDS or not self.scene.squeezing()
+        return self.scene.holds(self.goal) and stands
 
     def carry(self, hand: Hand, rotation: Rotation) -> Command:
         """See `Take`; as the hand is turned already: one that follows the mug turns the mug that it follows."""
@@ -249,7 +262,7 @@ class IntoMicrowave(Take):
     def done(self) -> bool:
         """See `Job`: the hand is out as well."""
         out = Hand.of(self.scene.simulator).position[1] < self.opening()[0][1] - 0.06
-        return self.scene.holds(self.goal) and not self.scene.grasped(self.thing) and out
+        return super().done() and out
 
     def leave(self, hand: Hand, rotation: Rotation) -> Command:
         """Backwards, the way that it came."""
