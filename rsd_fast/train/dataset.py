@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from rsd_fast.models.inputs import PolicyInputs
+from rsd_fast.models.streaming import choose_device
 from rsd_fast.models.tokenizer import InstructionTokenizer
 from rsd_fast.progress import progress_bar
 from rsd_fast.train.config import DataOptions
@@ -148,11 +149,12 @@ def load_data(config: DataOptions) -> DemoData:
     Raises:
         FileNotFoundError: there are none.
         ValueError: a file cannot be used; the message says why and what to do.
+        RuntimeError: a GPU is asked for and there is none.
     """
     headers = [header for file in find_files(config.demos) for header in read_headers(file)]
     held_out = split_held_out(headers, config.held_out, config.seed)
     size = _one_size(headers)
-    device = pick_device(config.device)
+    device = choose_device(config.device)
     starts = list(accumulate((header.frames for header in headers), initial=0))
     images = torch.zeros(starts[-1], 2, size, size, 3, dtype=torch.uint8, device=device)
     begin = time.monotonic()
@@ -192,20 +194,6 @@ def require_image_size(data: DemoData, expected: int) -> None:
             f"got demonstrations with images of {data.image_size} px, expected the main model's {expected}; "
             f"make them with `rsd-fast demos --image-size {expected}` or choose another --preset"
         )
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one.
-
-    Raises:
-        ValueError: a GPU is asked for and there is none.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"got device {name!r}, but torch {torch.__version__} sees no GPU; use --device cpu")
-    return device
 
 
 def _one_size(headers: list[DemoHeader]) -> int:

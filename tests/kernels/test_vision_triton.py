@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from rsd_fast.kernels.vision import add_layer_norm_, gelu_, normalized_patches
-
-CASES = Path(__file__).with_name("interpreted_vision.py")
+from tests.kernels.interpreter import assert_passes_interpreted
 
 
 def test_the_interpreted_kernels_are_the_references():
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(CASES)]
-    done = subprocess.run(
-        command, cwd=CASES.parents[2], env=environment, capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed and int(passed[1]) >= 70 and "skipped" not in done.stdout, done.stdout
+    assert_passes_interpreted(Path(__file__).with_name("interpreted_vision.py"), least=70)
 
 
 def test_patches_refuses_what_does_not_fit():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rsd_fast.train.config import CodecTraining
-from rsd_fast.train.dataset import DemoData, load_data, pick_device, require_image_size, split_held_out
+from rsd_fast.train.dataset import DemoData, load_data, require_image_size, split_held_out
 from rsd_fast.train.load import Copier
 from rsd_fast.train.read import DemoHeader, find_files, read_demo, read_headers
 from tests.train.demo_files import SIZE, write_demos
@@ -99,12 +99,6 @@ def test_nan_in_a_demonstration_is_refused(tmp_path: Path):
         file["data/demo_1/actions"][3, 0] = np.nan
     with pytest.raises(ValueError, match="demo_1 holds NaN"):
         load_data(CodecTraining(demos=path, device="cpu"))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_missing_gpu_is_refused():
-    with pytest.raises(ValueError, match="--device cpu"):
-        pick_device("cuda")
 
 
 @pytest.mark.parametrize("upright", [True, False])
