@@ -138,6 +138,8 @@ class IntoDrawer(Take):
         scene = self.scene
         if not scene.holds(self.goal):
             return False
+        if not scene.squeezing():  # it is being let go
+            return True
         low, _ = corners(scene.points(self.drawer.geoms))
         rests = scene.touching(scene.parts(self.thing), self.drawer.geoms) and scene.speed(self.thing) < RESTING
         return rests or scene.bottom(self.thing) < low[2] + 0.03
