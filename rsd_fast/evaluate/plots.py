@@ -242,7 +242,7 @@ def _bars_or_shades(
         if len(groups) * len(names) <= 12:
             axis.bar_label(bars, [tell(value) for _, value in known], padding=1, fontsize=7)
     axis.set_xticks(range(len(names)), names)
-    axis.set_xlim(-0.5, len(names) - 0.5)
+    axis.set_xlim(-0.5, max(len(names), 1) - 0.5)
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
 
@@ -300,6 +300,8 @@ def _mode_legend(figure: Figure, summary: Summary, panel: str) -> None:
 def _legend(axis: Any) -> None:
     """Below the axis, out of the way of what fills it."""
     entries = len(axis.get_legend_handles_labels()[1])
+    if entries == 0:  # an expert's episodes have no passes
+        return
     columns = entries if entries <= 5 else (entries + 1) // 2
     below = axis.transAxes + ScaledTranslation(0, -0.45, axis.get_figure().dpi_scale_trans)  # inches
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below, ncols=columns, columnspacing=1.2)

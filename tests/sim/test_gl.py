@@ -155,3 +155,15 @@ def test_a_simulator_s_process_draws_after_it_was_bound(tmp_path: Path):
         [sys.executable, "-c", code], env={**os.environ, "CUDA_VISIBLE_DEVICES": "0"}, capture_output=True, text=True
     )
     assert (ended.returncode, ended.stdout.strip()) == (0, "True"), ended.stderr
+
+
+def test_no_module_of_the_simulator_imports_mujoco_before_a_library_is_chosen():
+    code = (
+        "import pkgutil, sys, importlib, rsd_fast.sim as sim\n"
+        "for module in pkgutil.walk_packages(sim.__path__, 'rsd_fast.sim.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "print(sorted({'mujoco', 'robosuite', 'OpenGL'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
-import mujoco
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -37,12 +36,15 @@ class Scene:
     """Names of one task's objects, fixtures and sites, and where they are now. Metres, world frame."""
 
     def __init__(self, simulator: Any) -> None:
+        import mujoco  # not before a GL library has been chosen (rsd_fast/sim/gl.py)
+
         self.simulator = simulator
+        self.geom_types: Any = mujoco.mjtGeom
         self.model: Any = simulator.sim.model._model
         self.data: Any = simulator.sim.data._data
         model = self.model
         self.solid: Bool[np.ndarray, "G"] = (model.geom_contype != 0) | (model.geom_conaffinity != 0)
-        self.solid &= model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE
+        self.solid &= model.geom_type != self.geom_types.mjGEOM_PLANE
         self.parts = cache(self._parts)
         self.robot = np.isin(model.geom_bodyid, self._robot_bodies())
         important = simulator.robots[0].gripper.important_geoms
@@ -179,7 +181,7 @@ class Scene:
 
     def _points(self, geom: int, edge: int) -> Points:
         kind, size = self.model.geom_type[geom], self.model.geom_size[geom]
-        types = mujoco.mjtGeom
+        types = self.geom_types
         if kind == types.mjGEOM_BOX:
             line = np.linspace(-1, 1, edge)
             local = np.stack(np.meshgrid(line, line, line), -1).reshape(-1, 3) * size
