@@ -250,12 +250,15 @@ def pack_weights(*modules: nn.Linear) -> Float[Tensor, "N K"]:
 
 
 def fuse_backbone(backbone: Backbone, positions: int) -> Backbone:
-    """The fused backbone where it serves, or the same one."""
+    """The fused backbone where it serves, or the same one.
+
+    One that is fused already stays so, wherever it was moved and whatever its weights were cast to.
+    """
     weight = backbone.norm.weight
-    if not can_fuse(backbone.config, weight.dtype, weight.device):
-        return backbone
     if isinstance(backbone, FusedBackbone) and backbone.positions >= positions:
         backbone.pack()
         return backbone
-    ahead = AHEAD if torch.cuda.get_device_capability(weight.device)[0] >= 9 else None
-    return FusedBackbone(backbone, positions, ahead=ahead)
+    if not isinstance(backbone, FusedBackbone) and not can_fuse(backbone.config, weight.dtype, weight.device):
+        return backbone
+    overlaps = weight.is_cuda and torch.cuda.get_device_capability(weight.device)[0] >= 9
+    return FusedBackbone(backbone, positions, ahead=AHEAD if overlaps else None)

@@ -119,3 +119,17 @@ def test_positions_behind_the_table_are_refused():
 def test_on_a_cpu_the_backbone_stays_plain():
     plain, _, _, _ = made()
     assert fuse_backbone(plain, 20) is plain
+
+
+@torch.no_grad()
+def test_one_that_was_fused_is_packed_anew_after_its_weights_were_cast():
+    plain, fused, prefix, queries = made()
+    for model in (plain, fused):
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16).float()
+    for positions in (PREFIX, fused.positions + 1):
+        again = fuse_backbone(fused, positions)
+        assert isinstance(again, FusedBackbone) and again.positions >= positions
+        keys, values, _ = again.prefill(prefix, MASK)
+        wanted = plain.decode(queries, *plain.prefill(prefix, MASK)[:2], MASK, SEES)
+        assert near(again.decode(queries, keys, values, MASK, SEES), wanted)
