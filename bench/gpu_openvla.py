@@ -236,6 +236,8 @@ def tail(bench: Bench) -> None:
 def chunk(bench: Bench) -> None:
     for row in chunk_rows(bench.models, bench.device, bench.runtime, bench.seconds, bench.options.quick):
         bench.emit("chunk", **row)
+        if row["variant"] == f"{bench.best}, {bench.runtime}" and ", parallel," in row["work"]:
+            bench.stage(row["work"].split(", ")[1], "parallel", row["times"].ms)
     for row in trace_rows(bench.sink, bench.options.trace):
         bench.emit("chunk", **row)
 

@@ -18,7 +18,8 @@ def read_geometry(path: Path, layers: int | None = None) -> Milliseconds:
     """Measured times of the stages, as `python -m bench.gpu_openvla` writes them to stages.json.
 
     Args:
-        path: JSON with `vision_ms`, `prefill_ms`, `draft_ms`, `pass_ms` and `tail_ms`, of one chunk and one pass. An
+        path: JSON with `vision_ms`, `prefill_ms`, `draft_ms`, `pass_ms` and `tail_ms`, of one chunk and one pass; and
+            `parallel_ms`, if known, of a whole chunk of mode parallel, whose queries go along with the prefill. An
             object `original` in it, with the same names, has those of the original code.
         layers: of the policy's code; with 8 the times of `original` are taken, where there are some.
 
@@ -35,12 +36,15 @@ def read_geometry(path: Path, layers: int | None = None) -> Milliseconds:
     wrong = {f"{s}_ms": ms for s, ms in times.items() if not isinstance(ms, (int, float)) or not ms > 0}
     if wrong:
         raise ValueError(f"got {wrong} in {path}, expected milliseconds above 0 for {[f'{s}_ms' for s in STAGES]}")
+    if found.get("parallel_ms"):
+        times["parallel"] = found["parallel_ms"]
     return {stage: float(ms) for stage, ms in times.items() if ms is not None}
 
 
 def replay(rows: Iterable[EpisodeRow], times: Milliseconds) -> list[EpisodeRow]:
     """The rows with latencies from their passes: vision + prefill + draft (mode rsd) + passes * (pass + tail).
 
+    Mode parallel takes what it was measured to take as a whole, where that is known.
     Nothing else is in them: no transfers, no gaps, no jitter of a stage. Percentiles vary by passes alone.
     """
     replayed = []
@@ -51,6 +55,9 @@ def replay(rows: Iterable[EpisodeRow], times: Milliseconds) -> list[EpisodeRow]:
 
 
 def _stages(row: EpisodeRow, times: Milliseconds) -> dict[str, list[float]]:
+    if row.settings.get("mode") == "parallel" and "parallel" in times:
+        rest = {"prefill": times["parallel"] - times["vision"], "draft": 0.0, "passes": 0.0, "tail": 0.0}
+        return {name: [ms] * len(row.passes) for name, ms in {"vision": times["vision"], **rest}.items()}
     once = {"vision": times["vision"], "prefill": times["prefill"]}
     once |= {"draft": times["draft"] if row.settings.get("mode") == "rsd" else 0.0}
     return {name: [ms] * len(row.passes) for name, ms in once.items()} | {

@@ -178,8 +178,9 @@ def section(config: StudyConfig, policy: Policy) -> str:
         assert policy.times is not None
         told = ", ".join(f"{name} {ms:.2f}" for name, ms in policy.times.items())
         parts["The same passes at the other geometry"] = (
-            f"Measured stages [ms]: {told}. A chunk is vision + prefill + draft (RSD) + passes x (pass + tail); "
-            "percentiles vary by passes alone.\n\n" + tables.markdown(latencies(policy.replayed))
+            f"Measured stages [ms]: {told}. A chunk is vision + prefill + draft (RSD) + passes x (pass + tail); one of "
+            "mode parallel takes what it was measured to take as a whole, where that is known. "
+            "Percentiles vary by passes alone.\n\n" + tables.markdown(latencies(policy.replayed))
         )
     parts["Passes and kept layers by phase of the episode"] = tables.markdown(phases(summary))
     parts["Drafted codes kept in the first pass, by layer"] = tables.markdown(kept(summary))

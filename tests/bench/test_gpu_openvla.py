@@ -61,7 +61,7 @@ def test_a_trace_weighs_the_forced_times(rows):
 
 def test_stages_json_has_what_a_replay_needs(rows):
     stages = json.loads((rows[0] / "stages.json").read_text())
-    names = {f"{name}_ms" for name in ("vision", "prefill", "draft", "pass", "tail")}
+    names = {f"{name}_ms" for name in ("vision", "prefill", "draft", "pass", "tail", "parallel")}
     assert names <= set(stages) and names == set(stages["original"])
     assert all(stages[name] > 0 for name in names)
 
