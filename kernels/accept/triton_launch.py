@@ -46,13 +46,12 @@ def launch_choice(batch: int, shape: Sequence[int], largest: int) -> Launch:
         largest: of `largest_pack`.
     """
     layers, _, _, levels = shape
+    eager = layers * levels <= EAGER_LOGITS
     if batch <= EAGER_BATCH:
-        eager = layers * levels <= EAGER_LOGITS
         return Launch(1, 1, eager, warps_for(padded_elements(shape, 1)), layers if eager else 1)
     lanes = padded_elements(shape, largest) // largest
     # The fastest of a sweep on an H200 (bench/results) that spill on no architecture.
     samples = 8 if lanes <= 16 else max(64 // lanes, 1)
-    eager = layers * levels <= EAGER_LOGITS
     return Launch(samples, largest, eager, warps_for(samples * lanes), layers if layers <= 4 else 2)
 
 

@@ -32,12 +32,11 @@ def read_geometry(path: Path, layers: int | None = None) -> Milliseconds:
         raise ValueError(f"got {type(found).__name__} in {path}, expected an object with {[f'{s}_ms' for s in STAGES]}")
     if layers == 8:
         found = found | found.get("original", {})
-    times = {stage: found.get(f"{stage}_ms") for stage in STAGES}
+    names = (*STAGES, "parallel") if "parallel_ms" in found else STAGES
+    times = {stage: found.get(f"{stage}_ms") for stage in names}
     wrong = {f"{s}_ms": ms for s, ms in times.items() if not isinstance(ms, (int, float)) or not ms > 0}
     if wrong:
         raise ValueError(f"got {wrong} in {path}, expected milliseconds above 0 for {[f'{s}_ms' for s in STAGES]}")
-    if found.get("parallel_ms"):
-        times["parallel"] = found["parallel_ms"]
     return {stage: float(ms) for stage, ms in times.items() if ms is not None}
 
 

@@ -11,15 +11,13 @@ import numpy as np
 
 from . import skills
 from .libero_objects import half_turn
-from .libero_poses import KEEN, NEAR, UP, about, come, corners, level, raking
-from .libero_scene import Goal, Kind, Scene
+from .libero_poses import KEEN, NEAR, UP, about, come, corners, keen, level, raking
+from .libero_scene import OPENED, ROOM, Goal, Kind, Scene
 from .skills import CLOSE, OPEN, Command, Hand, Point, Rotation
 
-OPENED = 0.06  # gap of fingers that count as open
 TOLERANCE, DRIFT = 0.007, 0.015  # of the hand when it begins to close, and until it has
 FREE = 0.04  # distance of the hand from where it takes a thing
 STANDS = 0.02  # metres a second of what stands
-ROOM = 0.025  # between what travels and what it passes over
 INWARDS = np.array([0.0, 1.0, 0.0])  # of an oven
 GRIPPED = 0.010  # of the hand from the end of a handle
 
@@ -90,9 +88,7 @@ class Take:
         if hand.gap < OPENED:  # closed fingers stay above
             height = max(height, 0.05)
         goal = skills.above(position, height)
-        if aside < NEAR:  # friction swallows small commands
-            goal[:2] += (KEEN - 1) * (goal - hand.position)[:2]
-        return skills.move(hand, goal, rotation, OPEN, self.speed)
+        return skills.move(hand, keen(hand, goal), rotation, OPEN, self.speed)
 
     def carry(self, hand: Hand, rotation: Rotation) -> Command:
         """The thing over its target, over everything on the way, then down."""

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import skills
-from .libero_awkward import OPENED, Take
+from .libero_awkward import Take
 from .libero_objects import shape_of
 from .libero_poses import FAR, UP, about, come, corners, leaning, level, raking, turned
-from .libero_scene import Goal, Job, Scene
+from .libero_scene import OPENED, Goal, Job, Scene
 from .skills import CLOSE, OPEN, Command, Hand, Point, Rotation
 
 WIDE, SHUT = 0.155, 0.12  # how far a drawer is pulled, and less than that counts as not open enough

@@ -17,7 +17,6 @@ from .libero_poses import FAR, UP, about, level, raking, turned
 from .libero_scene import Goal, Job, Kind, Scene
 from .skills import CLOSE, OPEN, Command, Hand
 
-OPENED = 0.06  # gap of fingers that count as open
 TWIST = 0.8  # of the hand ahead of the knob
 
 Maker = Callable[[Scene, Goal, np.random.Generator], Job]

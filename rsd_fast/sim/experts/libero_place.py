@@ -8,18 +8,17 @@ import numpy as np
 
 from . import skills
 from .libero_objects import Grasp, choose_grasp
-from .libero_scene import Goal, Scene
+from .libero_poses import keen
+from .libero_scene import OPENED, ROOM, Goal, Scene
 from .skills import CLOSE, OPEN, Command, Hand, Point
 
 DIRECTIONS = 24  # that a grasp is chosen from
 WHIM, DESPERATION = 0.25, 1.5  # largest random addition to a grasp's cost: at first, and once another way is due
 PATIENCE, STILL, BACK = 16, 0.0015, 0.06  # steps; metres a step that count as not moving; metres
 HOVER = 0.09  # height of the hand above the grasp while it lines up, at least
-ROOM = 0.025  # between what travels and what it passes over
-NEAR, KEEN = 0.02, 2.0  # where commands are larger, and how much
 ON_TARGET = 0.012  # of what is held, to the side, when it goes down
 TOLERANCE, DRIFT = 0.006, 0.015  # of the hand when it begins to close, and until it has
-OPENED, EMPTY = 0.06, 0.003  # gap of fingers that count as open, and that hold nothing
+EMPTY = 0.003  # gap of fingers that hold nothing
 
 
 @dataclass(frozen=True)
@@ -165,12 +164,6 @@ class Place:
             return False
         resting = self.support is not None and scene.touching(scene.parts(thing), scene.parts(self.support))
         return bool(gap[2] < 0.006 or (resting and scene.speed(thing) < 0.02))
-
-
-def keen(hand: Hand, goal: Point) -> Point:
-    """A point further away than a goal that is near, since friction swallows small commands."""
-    gap = (goal - hand.position) * [1, 1, 0]
-    return goal + (KEEN - 1) * gap if np.linalg.norm(gap) < NEAR else goal
 
 
 def target_body(scene: Scene, target: str) -> str | None:

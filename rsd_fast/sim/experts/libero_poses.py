@@ -67,3 +67,9 @@ def come(
     if aside < NEAR:  # friction swallows small commands
         goal = goal + (KEEN - 1) * (goal - hand.position)
     return skills.move(hand, goal, rotation, gripper, speed)
+
+
+def keen(hand: Hand, goal: Point) -> Point:
+    """A point further away than a goal that is near, since friction swallows small commands."""
+    gap = (goal - hand.position) * [1, 1, 0]
+    return goal + (KEEN - 1) * gap if np.linalg.norm(gap) < NEAR else goal

@@ -17,6 +17,8 @@ Points = Float[np.ndarray, "N 3"]
 Boxes = tuple[Points, Points]  # lowest and highest corners, world frame
 
 PRESSED = 0.003  # by which fingers want to be nearer together than they are
+OPENED = 0.06  # gap of fingers that count as open
+ROOM = 0.025  # between what travels and what it passes over
 HAND_WIDTH = 0.05  # half the room that the hand needs to the side where it travels
 
 
