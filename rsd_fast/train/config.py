@@ -71,10 +71,13 @@ class RenderConfig:
     """Simulators that draw at a time. The files do not depend on it."""
     image_size: int = 128
     """Pixels a side of both cameras; what the main model is trained at."""
+    every: int = 1
+    """Draw the first of so many steps only. Neighbouring pictures are nearly the same, so time and space are better
+    spent on more demonstrations; training starts its chunks at steps that have pictures."""
 
     def __post_init__(self) -> None:
         """Raises ValueError on settings that draw nothing."""
-        _at_least(self, workers=1, image_size=16)
+        _at_least(self, workers=1, image_size=16, every=1)
 
 
 @dataclass(kw_only=True)

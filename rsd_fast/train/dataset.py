@@ -32,7 +32,9 @@ class DemoData:
     """All frames of all demonstrations, one after the other.
 
     Attributes:
-        images: upright, third-person camera first.
+        images: upright, third-person camera first; of every frame, or of the first of several (`rsd-fast render
+            --every`).
+        picture: of each frame, its row of `images`; -1 where it has none.
         proprio: physical units.
         actions: the expert's commands.
         last: of each frame, the index of its demonstration's last frame.
@@ -43,7 +45,8 @@ class DemoData:
         counts: demonstrations a task, training and held out, for the model card.
     """
 
-    images: UInt8[Tensor, "F cameras S S 3"]
+    images: UInt8[Tensor, "P cameras S S 3"]
+    picture: Int[Tensor, " F"]
     proprio: Float[Tensor, "F 8"]
     actions: Float[Tensor, "F A"]
     last: Int[Tensor, " F"]
@@ -64,7 +67,7 @@ class DemoData:
         return self.images.shape[2]
 
     def frames(self, training: bool, chunk: int) -> Int[Tensor, " n"]:
-        """The frames of a split whose chunks can be foreseen.
+        """The frames of a split that have pictures and whose chunks can be foreseen.
 
         A push at step t changes what the expert commands from t + 1 on, and no policy could know. So frames are left
         out whose chunk goes on after a push.
@@ -73,7 +76,7 @@ class DemoData:
         index = torch.arange(len(self.last), device=self.device)
         for ahead in range(chunk - 1):
             crossed |= self.pushed[torch.minimum(index + ahead, self.last)] & (index + ahead < self.last)
-        found = torch.nonzero((self.in_training == training) & ~crossed)[:, 0]
+        found = torch.nonzero((self.in_training == training) & (self.picture >= 0) & ~crossed)[:, 0]
         if len(found) == 0:
             split = "training" if training else "held-out"
             raise ValueError(f"got no usable {split} frames in {len(self.last)}; make more demonstrations")
@@ -100,7 +103,7 @@ class DemoData:
     ) -> PolicyInputs:
         """The observations of some frames; `tokens` come from `tokenize`."""
         task = self.task[frames]
-        return PolicyInputs(self.images[frames], self.proprio[frames], tokens[0][task], tokens[1][task])
+        return PolicyInputs(self.images[self.picture[frames]], self.proprio[frames], tokens[0][task], tokens[1][task])
 
     def tokenize(
         self, tokenizer: InstructionTokenizer
@@ -156,7 +159,8 @@ def load_data(config: DataOptions) -> DemoData:
     size = _one_size(headers)
     device = choose_device(config.device)
     starts = list(accumulate((header.frames for header in headers), initial=0))
-    images = torch.zeros(starts[-1], 2, size, size, 3, dtype=torch.uint8, device=device)
+    pictures = sum(header.pictures for header in headers)
+    images = torch.zeros(pictures, 2, size, size, 3, dtype=torch.uint8, device=device)
     begin = time.monotonic()
     with progress_bar("reading demonstrations", len(headers)) as advance:
         proprio, actions, pushed = load_demos(headers, images, config.workers, advance)
@@ -170,6 +174,7 @@ def load_data(config: DataOptions) -> DemoData:
 
     data = DemoData(
         images=images,
+        picture=_pictures(headers).to(device),
         proprio=proprio.to(device),
         actions=actions.to(device),
         last=per_frame([end - 1 for end in starts[1:]]),
@@ -179,9 +184,10 @@ def load_data(config: DataOptions) -> DemoData:
         in_training=per_frame(training),
         counts=_counts(headers, training),
     )
+    gigabytes = images.nbytes / 1e9
     print(
-        f"{len(headers)} demonstrations of {len(instructions)} instructions, {starts[-1]} frames of {size} px on "
-        f"{device}: {images.nbytes / 1e9:.1f} GB in {seconds:.1f} s ({images.nbytes / 1e9 / seconds:.1f} GB/s)",
+        f"{len(headers)} demonstrations of {len(instructions)} instructions, {starts[-1]} frames, {pictures} drawn "
+        f"at {size} px, on {device}: {gigabytes:.1f} GB in {seconds:.1f} s ({gigabytes / seconds:.1f} GB/s)",
         file=sys.stderr,
     )
     return data
@@ -194,6 +200,16 @@ def require_image_size(data: DemoData, expected: int) -> None:
             f"got demonstrations with images of {data.image_size} px, expected the main model's {expected}; "
             f"make them with `rsd-fast demos --image-size {expected}` or choose another --preset"
         )
+
+
+def _pictures(headers: list[DemoHeader]) -> Int[Tensor, " F"]:
+    """Each frame's row among all pictures, -1 where it has none."""
+    rows, before = [], 0
+    for header in headers:
+        step = torch.arange(header.frames)
+        rows.append(torch.where(step % header.every == 0, before + step // header.every, -1))
+        before += header.pictures
+    return torch.cat(rows)
 
 
 def _one_size(headers: list[DemoHeader]) -> int:

@@ -22,6 +22,9 @@ fixtures at `fixtures`.
 
 A file recorded without pictures (`rsd-fast demos --no-render`) has no `agentview_rgb` and `eye_in_hand_rgb`, and not
 what follows from the rest: `dones`, `rewards`, `robot_states`, `ee_pos`, `ee_ori`. `rsd-fast render` adds them all.
+
+With `rsd-fast render --every K` pictures are those of the steps 0, K, 2 K, ... only; `data` says so in its attribute
+`picture_every`.
 """
 
 from __future__ import annotations
@@ -148,10 +151,12 @@ def gather(parts: Sequence[Path], path: Path, task: Task, config: DemosConfig) -
     unfinished.rename(path)
 
 
-def describe(task: Task, made_with: dict[str, Any]) -> dict[str, str]:
+def describe(task: Task, made_with: dict[str, Any]) -> dict[str, Any]:
     """Attributes of a task's file."""
     size = {"image_size": made_with["image_size"]} if "image_size" in made_with else {}
+    every = {"picture_every": made_with["every"]} if "every" in made_with else {}
     return {
+        **every,
         "problem_info": json.dumps({"problem_name": task.name, "language_instruction": task.instruction}),
         "env_args": json.dumps({"env_name": task.name, "suite": task.suite, **size}),
         "image_convention": "upright",

@@ -26,7 +26,7 @@ Steps = tuple[Float[Tensor, "F 8"], Float[Tensor, "F A"], Bool[Tensor, " F"]]
 
 def load_demos(
     headers: Sequence[DemoHeader],
-    images: UInt8[Tensor, "F cameras S S 3"],
+    images: UInt8[Tensor, "P cameras S S 3"],
     workers: int,
     advance: Callable[[int], None],
 ) -> Steps:
@@ -34,7 +34,7 @@ def load_demos(
 
     Args:
         headers: of the demonstrations, files together.
-        images: on any device, of as many frames as the headers say.
+        images: on any device, as many as the headers say.
         workers: threads, or processes where there is something to unpack.
         advance: is told of every demonstration.
 
@@ -44,13 +44,13 @@ def load_demos(
     Raises:
         ValueError: a file cannot be used; the message says why.
     """
-    starts = list(accumulate((header.frames for header in headers), initial=0))
+    starts = list(accumulate((header.pictures for header in headers), initial=0))
     parts = [images[start:end] for start, end in pairwise(starts)]
     steps: list[tuple[np.ndarray, ...]] = [()] * len(headers)
     plain = [index for index, header in enumerate(headers) if header.plain is not None]
     packed = [index for index, header in enumerate(headers) if header.plain is None]
     with ThreadPoolExecutor(workers) as pool:
-        copier = Copier(max((headers[index].frames for index in plain), default=0), images)
+        copier = Copier(max((headers[index].pictures for index in plain), default=0), images)
         copies = [pool.submit(copier.copy, headers[index], parts[index]) for index in plain]
         try:
             # Meanwhile the rest, one open file at a time: HDF5 works for one thread only.
@@ -76,16 +76,16 @@ class Copier:
     """Copies pictures from files to a device, through memory that each thread has for itself.
 
     Args:
-        frames: of the longest demonstration.
+        pictures: a camera, of the longest demonstration.
         images: like those to come.
     """
 
-    def __init__(self, frames: int, images: UInt8[Tensor, "F cameras S S 3"]) -> None:
-        self.shape = (len(CAMERAS), frames, *images.shape[2:])
+    def __init__(self, pictures: int, images: UInt8[Tensor, "P cameras S S 3"]) -> None:
+        self.shape = (len(CAMERAS), pictures, *images.shape[2:])
         self.device = images.device
         self.memory = local()
 
-    def copy(self, header: DemoHeader, part: UInt8[Tensor, "N cameras S S 3"]) -> None:
+    def copy(self, header: DemoHeader, part: UInt8[Tensor, "P cameras S S 3"]) -> None:
         """Fills `part` with a demonstration's pictures.
 
         Raises:
@@ -95,7 +95,7 @@ class Copier:
         if not hasattr(self.memory, "host"):
             self.memory.host = torch.zeros(self.shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         # One camera after the other lies in the file; together they lie in `part`.
-        host = self.memory.host[:, : header.frames]
+        host = self.memory.host[:, : header.pictures]
         descriptor = os.open(header.file, os.O_RDONLY)
         try:
             for camera, offset in zip(host, header.plain, strict=True):

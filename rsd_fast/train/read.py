@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -24,6 +24,8 @@ class DemoHeader:
     """What is known of a demonstration without its frames.
 
     Attributes:
+        frames: N, its steps.
+        every: pictures are those of the steps 0, `every`, 2 * `every`, ...
         plain: where in the file the bytes of each camera begin, if they lie there as they are; else None.
     """
 
@@ -34,6 +36,12 @@ class DemoHeader:
     image_size: int
     upright: bool
     plain: tuple[int, ...] | None = None
+    every: int = 1
+
+    @property
+    def pictures(self) -> int:
+        """P: how many steps have pictures."""
+        return -(-self.frames // self.every)
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Demo:
         pushed: where something else than the command was executed.
     """
 
-    images: UInt8[np.ndarray, "N cameras S S 3"]
+    images: UInt8[np.ndarray, "P cameras S S 3"]
     proprio: Float[np.ndarray, "N 8"]
     actions: Float[np.ndarray, "N A"]
     pushed: Bool[np.ndarray, " N"]
@@ -78,6 +86,7 @@ def read_headers(file: Path) -> list[DemoHeader]:
         with h5py.File(file) as source:
             data = source["data"]
             upright = data.attrs.get("image_convention") == "upright"
+            every = int(data.attrs.get("picture_every", 1))
             instruction = json.loads(data.attrs["problem_info"])["language_instruction"]
             keys = sorted(data, key=lambda key: int(key.removeprefix("demo_")))
             headers = []
@@ -85,8 +94,9 @@ def read_headers(file: Path) -> list[DemoHeader]:
                 obs = data[key]["obs"]
                 if CAMERAS[0] not in obs and "states" in data[key]:
                     raise ValueError("it was recorded without pictures; draw them with `rsd-fast render`")
-                count, size = obs[CAMERAS[0]].shape[:2]
-                headers.append(DemoHeader(file, key, _text(instruction), count, size, upright, _plain(obs)))
+                count, size = len(obs["gripper_states"]), obs[CAMERAS[0]].shape[1]
+                header = DemoHeader(file, key, _text(instruction), count, size, upright, every=every)
+                headers.append(replace(header, plain=_plain(obs, header.pictures)))
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"got {file}, which cannot be read ({error}); expected {LIKE_LIBERO}") from error
     return headers
@@ -102,8 +112,8 @@ def read_demo(header: DemoHeader) -> Demo:
         demo = source["data"][header.key]
         images = np.stack([demo["obs"][camera][()] for camera in CAMERAS], 1)
         steps = read_steps(header, source)
-    if len(images) != header.frames:
-        raise ValueError(f"{_where(header)} has {len(images)} pictures, expected {header.frames} everywhere")
+    if len(images) != header.pictures:
+        raise ValueError(f"{_where(header)} has {len(images)} pictures, expected {header.pictures} everywhere")
     if not header.upright:  # as the simulator gives them: turned by 180 degrees
         images = images[:, :, ::-1, ::-1]
     return Demo(np.ascontiguousarray(images), *steps)
@@ -156,10 +166,11 @@ def _readable(header: DemoHeader) -> Iterator[None]:
         raise ValueError(f"{_where(header)} cannot be read ({error}); expected {LIKE_LIBERO}") from error
 
 
-def _plain(obs: h5py.Group) -> tuple[int, ...] | None:
+def _plain(obs: h5py.Group, count: int) -> tuple[int, ...] | None:
     pictures = [obs[camera] for camera in CAMERAS if camera in obs]
     offsets = [each.id.get_offset() for each in pictures]  # None where chunked, compressed or nowhere yet
-    same = all(each.shape == pictures[0].shape and each.dtype == np.uint8 for each in pictures)
+    shape = (count, *pictures[0].shape[1:])
+    same = all(each.shape == shape and each.dtype == np.uint8 for each in pictures)
     return tuple(offsets) if same and len(pictures) == len(CAMERAS) and None not in offsets else None
 
 

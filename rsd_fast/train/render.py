@@ -40,6 +40,7 @@ class Target:
     source: Path
     file: Path
     image_size: int
+    every: int = 1
 
     @property
     def drawing(self) -> Path:
@@ -50,6 +51,13 @@ class Target:
     def log(self) -> Path:
         """A line a demonstration that is drawn."""
         return self.file.with_suffix(".drawn")
+
+    def made_with(self) -> dict[str, Any]:
+        """Settings of the file: those of its source, and the pictures' own."""
+        recorded = content(self.source)["settings"]
+        recorded.pop("every", None)
+        every = {"every": self.every} if self.every > 1 else {}
+        return {"image_size": self.image_size} | recorded | {"image_size": self.image_size, **every}
 
     def drawn(self) -> set[str]:
         """Demonstrations whose pictures are there."""
@@ -132,7 +140,8 @@ def plan_target(source: Path, config: RenderConfig) -> tuple[Target, dict[str, i
             f"got {source}, which cannot be drawn ({error}); expected a file of `rsd-fast demos`, whose "
             "demonstrations hold `states` and `fixtures`"
         ) from error
-    target = Target(source, config.out / task.suite / f"{task.name}_demo.hdf5", config.image_size)
+    file = config.out / task.suite / f"{task.name}_demo.hdf5"
+    target = Target(source, file, config.image_size, config.every)
     if target.file.resolve() == source.resolve():
         raise ValueError(f"got --out {config.out}, which would overwrite {source}; choose another folder")
     return target, frames
@@ -150,8 +159,7 @@ def is_complete(target: Target) -> bool:
     Raises:
         ValueError: what is there belongs to other demonstrations or another size.
     """
-    expected = content(target.source)
-    expected["settings"]["image_size"] = target.image_size
+    expected = content(target.source) | {"settings": target.made_with()}
     for path in (target.file, target.drawing):
         if path.exists() and (found := content(path)) != expected:
             raise ValueError(f"got {path} with {found}, expected {expected}; delete it or choose another --out")
@@ -176,19 +184,17 @@ def prepare(target: Target) -> None:
         return
     target.file.parent.mkdir(parents=True, exist_ok=True)
     target.log.unlink(missing_ok=True)
-    made_with = {"image_size": target.image_size} | content(target.source)["settings"]
-    made_with["image_size"] = target.image_size  # where the source has pictures of another size
     unfinished = target.file.with_suffix(".tmp")
     with h5py.File(target.source) as source, h5py.File(unfinished, "w", libver="latest") as file:
         data = file.create_group("data")
-        data.attrs.update(source["data"].attrs)
-        data.attrs.update(describe(task_of(source["data"]), made_with))
+        data.attrs.update({name: value for name, value in source["data"].attrs.items() if name != "picture_every"})
+        data.attrs.update(describe(task_of(source["data"]), target.made_with()))
         for index in range(int(data.attrs["num_demos"])):
-            copy_numbers(source["data"][f"demo_{index}"], data.create_group(f"demo_{index}"), target.image_size)
+            copy_numbers(source["data"][f"demo_{index}"], data.create_group(f"demo_{index}"), target)
     unfinished.rename(target.drawing)
 
 
-def copy_numbers(source: h5py.Group, group: h5py.Group, image_size: int) -> None:
+def copy_numbers(source: h5py.Group, group: h5py.Group, target: Target) -> None:
     """Everything of a demonstration but its pictures, and room for them, nowhere yet written."""
     group.attrs.update(source.attrs)
     demo = read_numbers(source)
@@ -197,7 +203,7 @@ def copy_numbers(source: h5py.Group, group: h5py.Group, image_size: int) -> None
         source.copy(name, group, name=name)
     for name, values in demo.derived().items():
         group[name] = values
-    shape = (len(demo.actions), image_size, image_size, 3)
+    shape = (len(demo.actions[:: target.every]), target.image_size, target.image_size, 3)
     plain = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plain.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plain.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
@@ -269,11 +275,12 @@ def draw(target: Target, episode: Episode) -> None:
         env.reset(seed=0)  # a simulator just built shows marks that a reset hides
         _READY[:] = [env]
     size = target.image_size
-    images = np.zeros((2, len(demo.states), size, size, 3), np.uint8)
-    for step, snapshot in enumerate(demo.states):
+    states = demo.states[:: target.every]
+    images = np.zeros((2, len(states), size, size, 3), np.uint8)
+    for index, snapshot in enumerate(states):
         env.place(snapshot, demo.fixtures)
         seen = env.observe()
-        images[0, step], images[1, step] = seen["full_image"], seen["wrist_image"]
+        images[0, index], images[1, index] = seen["full_image"], seen["wrist_image"]
     with h5py.File(target.drawing) as file:
         offsets = [file["data"][episode.key]["obs"][camera].id.get_offset() for camera in CAMERAS]
     write_at(target.drawing, dict(zip(offsets, images, strict=True)))

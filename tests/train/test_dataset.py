@@ -58,6 +58,19 @@ def test_chunks_end_with_no_motion_and_the_last_gripper_command(data: DemoData):
     assert data.actions[end, 6] != 0
 
 
+def test_only_frames_with_pictures_are_drawn(tmp_path: Path):
+    write_demos(tmp_path, frames=11, every=3)
+    data = load_data(CodecTraining(demos=tmp_path, device="cpu", workers=1, held_out=0.25))
+    assert (len(data.last), len(data.images)) == (8 * 11, 8 * 4)
+    step = torch.arange(8 * 11) % 11
+    usable = torch.cat([data.frames(True, 4), data.frames(False, 4)])
+    assert (step[usable] % 3 == 0).all() and len(usable) == 8 * 4
+    assert torch.equal(data.picture[usable.sort().values], torch.arange(8 * 4))
+    # The colour of a picture says which way its own demonstration goes.
+    ways = (data.images[data.picture[usable], 0, -1, 0].float() - 128) / 100
+    assert torch.allclose(ways, data.actions[usable, :3].sign(), atol=0.05)
+
+
 def test_frames_leave_out_chunks_that_go_on_after_a_push(data: DemoData):
     data = DemoData(**{**vars(data), "pushed": torch.zeros_like(data.pushed)})
     data.in_training = torch.ones_like(data.in_training)

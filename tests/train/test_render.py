@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,18 @@ def test_nothing_else_is_left_and_nothing_is_drawn_twice(blind: Path, drawn: Pat
     assert os.listdir(drawn.parent) == [drawn.name]
     monkeypatch.setattr(render, "draw_all", None)
     assert render.run(RenderConfig(demos=blind, out=drawn.parents[1], image_size=SIZE, workers=1)) == [drawn]
+
+
+def test_every_third_step(blind: Path, drawn: Path, tmp_path: Path):
+    config = RenderConfig(demos=blind, out=tmp_path, image_size=SIZE, workers=1, every=3)
+    (file,) = render.run(config)
+    for all_steps, some in zip(map(read_demo, read_headers(drawn)), map(read_demo, read_headers(file)), strict=True):
+        assert np.array_equal(some.images, all_steps.images[::3])
+        assert np.array_equal(some.actions, all_steps.actions)
+    with pytest.raises(ValueError, match=r"'every': 3.* expected .*; delete it or"):
+        render.run(replace(config, every=1))
+    (again,) = render.run(RenderConfig(demos=tmp_path, out=tmp_path / "all", image_size=SIZE, workers=1))
+    assert layout(again) == layout(drawn)  # draws anew what had pictures of some steps
 
 
 def test_a_stopped_run_draws_only_what_is_missing(blind: Path, drawn: Path, tmp_path: Path):
