@@ -121,14 +121,13 @@ struct Chain {
 struct Round {
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t exec = nullptr;
-  cudaEvent_t end = nullptr;
+  cudaStream_t stream = nullptr;  // of the last launch
   long long* times = nullptr;  // pinned: start, after the copy in, after every head part, after the loop, end
   size_t marks = 0;
 
   ~Round() {
     if (exec) cudaGraphExecDestroy(exec);
     if (graph) cudaGraphDestroy(graph);
-    if (end) cudaEventDestroy(end);
     if (times) cudaFreeHost(times);
   }
 
@@ -163,7 +162,6 @@ static int build(const RsdRoundSpec& spec, Round& round) {
   TRY(cudaHostGetDevicePointer(&host_inputs, const_cast<void*>(spec.host_inputs), 0));
   TRY(cudaHostGetDevicePointer(&host_outputs, spec.host_outputs, 0));
   TRY(cudaHostAlloc(reinterpret_cast<void**>(&round.times), (spec.heads + 4) * sizeof(long long), cudaHostAllocMapped));
-  TRY(cudaEventCreateWithFlags(&round.end, cudaEventDisableTiming));
   TRY(cudaGraphCreate(&round.graph, 0));
   Chain chain{round.graph};
   cudaGraphConditionalHandle again;
@@ -225,14 +223,15 @@ EXPORT int rsd_round_upload(void* round, void* stream) {
 
 EXPORT int rsd_round_launch(void* handle, void* stream) {
   Round* round = static_cast<Round*>(handle);
-  TRY(cudaGraphLaunch(round->exec, static_cast<cudaStream_t>(stream)));
-  TRY(cudaEventRecord(round->end, static_cast<cudaStream_t>(stream)));
+  round->stream = static_cast<cudaStream_t>(stream);
+  TRY(cudaGraphLaunch(round->exec, round->stream));
   return 0;
 }
 
-// Waits until the last launch has ended, its results on the host included.
+// Waits until the last launch has ended, its results on the host included, and whatever else that stream was given.
+// By the stream: an event would be a second call in every launch.
 EXPORT int rsd_round_wait(void* round) {
-  TRY(cudaEventSynchronize(static_cast<Round*>(round)->end));
+  TRY(cudaStreamSynchronize(static_cast<Round*>(round)->stream));
   return 0;
 }
 

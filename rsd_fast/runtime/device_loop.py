@@ -34,6 +34,7 @@ class DeviceLoop:
     def __init__(self, captured: CapturedStages) -> None:
         self.captured, self.stages = captured, captured.stages
         stages = captured.stages
+        self._device = stages.finished.get_device()
         buffers = [
             (packed.device_bytes.data_ptr(), packed.host_bytes.data_ptr(), packed.host_bytes.numel())
             for packed in (stages.inputs, stages.outputs)
@@ -45,12 +46,13 @@ class DeviceLoop:
             len(stages.finished),
             *buffers,
         )
-        self._round.upload(torch.cuda.current_stream().cuda_stream)
+        self._round.upload(torch.cuda.current_stream(self._device).cuda_stream)
 
     def launch(self) -> None:
         """Starts a round on the current stream, without any synchronisation."""
         with nvtx_range("rsd/round"):
-            self._round.launch(torch.cuda.current_stream().cuda_stream)
+            # What Triton's launcher asks too: `torch.cuda.current_stream()` builds an object first.
+            self._round.launch(torch._C._cuda_getCurrentRawStream(self._device))
 
     def run(self) -> None:
         """See `RoundLoop`."""
