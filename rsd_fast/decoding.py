@@ -14,6 +14,8 @@ The modes are the same loop with another first proposal:
 | rsd | the draft model's | main's own guesses become the next proposal |
 | jacobi | none | main's own guesses become the next proposal |
 | parallel | none | one pass of a head that predicts all layers at once |
+| conditioned | the draft model's, all layers below the last | stays as it is; one pass of a head that reads it |
+| regression | none, and no codes | one pass of a head that gives actions |
 
 Guarantees (tests/test_decoding.py): at granularity `layer`, rule `exact`, theta 1 the codes are bit-for-bit those of
 sequential decoding for any draft; no round takes more than `stop` passes; a row decodes the same alone or in a batch.
@@ -36,8 +38,9 @@ from rsd_fast.codec import RFSQCodec
 from rsd_fast.kernels.accept import ActionDecoder, RoundState, accept_
 from rsd_fast.proposal import Proposal
 
-Mode = Literal["sequential", "rsd", "jacobi", "parallel"]
+Mode = Literal["sequential", "rsd", "jacobi", "parallel", "conditioned", "regression"]
 MODES: tuple[str, ...] = get_args(Mode)
+DRAFTED = ("rsd", "conditioned")  # the modes that start from a draft model's proposal
 
 Pass = Callable[[Int[Tensor, "B L T D"]], Float[Tensor, "B L T D V"]]
 
@@ -73,12 +76,14 @@ class ChunkDecoder:
         self.stop = config.layers if stop is None else stop
         if not 1 <= self.stop <= config.layers:
             raise ValueError(f"got stop {stop}, expected 1 to the codec's {config.layers} layers")
+        if mode == "conditioned" and self.stop < config.layers:
+            raise ValueError(f"got stop {stop} in mode conditioned, expected {config.layers}: its head gives the last")
         self.codec, self.acceptance, self.mode, self.steps, self.backend = codec, acceptance, mode, steps, backend
         self.params = acceptance.params(
             stop=self.stop,
             elements=steps * config.latent_dims,
             redraft=mode in ("rsd", "jacobi"),
-            parallel=mode == "parallel",
+            parallel=mode in ("parallel", "conditioned"),
         )
         device = codec.codebook.device
         self.slack = acceptance.rule.slack_table(config.layers, config.latent_dims).to(device)
@@ -94,11 +99,22 @@ class ChunkDecoder:
         return state
 
     def begin_(self, state: RoundState, proposal: Proposal | None = None) -> None:
-        """Starts a round in a state that is there; only mode rsd takes a proposal, and needs one."""
-        if (proposal is not None) != (self.mode == "rsd"):
-            raise ValueError(f"mode {self.mode} {'needs a' if self.mode == 'rsd' else 'takes no'} proposal")
+        """Starts a round in a state that is there; only modes rsd and conditioned take a proposal, and need one.
+
+        Raises:
+            ValueError: a proposal too much or too few, or in mode conditioned one of too few layers.
+        """
+        if (proposal is not None) != (self.mode in DRAFTED):
+            raise ValueError(f"mode {self.mode} {'needs a' if self.mode in DRAFTED else 'takes no'} proposal")
         codes = None if proposal is None else proposal.top(self.stop).codes
-        state.begin_(codes, 0 if codes is None else codes.shape[1], self.codec.config.levels // 2)
+        drafted = 0 if codes is None else codes.shape[1]
+        if self.mode == "conditioned":
+            if drafted < self.stop - 1:
+                raise ValueError(
+                    f"got a draft of {drafted} layers in mode conditioned, expected {self.stop - 1}, all below the last"
+                )
+            drafted = 0  # they stand; nothing is verified
+        state.begin_(codes, drafted, self.codec.config.levels // 2)
 
     @torch.no_grad()
     def run(
@@ -118,7 +134,12 @@ class ChunkDecoder:
 
         Returns:
             Actions in physical units, float32 `[B, T, A]`, and the final state (codes, passes, what was kept).
+
+        Raises:
+            ValueError: as `begin_`; or mode regression, which has no codes.
         """
+        if self.mode == "regression":
+            raise ValueError("got mode regression, expected a mode that decodes codes; see accept_actions")
         state = self.begin(batch, proposal)
         actions = torch.empty(batch, self.steps, self.codec.config.action_dims, device=state.codes.device)
         draft_probs = None
@@ -151,6 +172,14 @@ class ChunkDecoder:
             actions=actions,
             backend=self.backend,
         )
+
+    def accept_actions(
+        self, normalized: Float[Tensor, "B T A"], state: RoundState, actions: Float[Tensor, "B T A"]
+    ) -> None:
+        """The tail of mode regression, which has no codes: writes `actions` in physical units and ends the round."""
+        actions.copy_(self.codec.normalizer.unnormalize(normalized))
+        state.passes.fill_(1)
+        state.finished.fill_(1)
 
     def padded_probs(self, proposal: Proposal) -> Float[Tensor, "B L T D V"] | None:
         """The draft's distribution as the op takes it: of every layer, read at drafted ones only."""

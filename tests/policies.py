@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from rsd_fast.codec import CodecConfig, RFSQCodec
 from rsd_fast.models.checkpoints import PolicyParts
 from rsd_fast.models.draft import make_draft
+from rsd_fast.models.heads_baseline import BASELINE_HEADS
 from rsd_fast.models.main import MainModel
 from rsd_fast.models.presets import draft_preset, main_preset
 from rsd_fast.models.tokenizer import InstructionTokenizer
@@ -40,6 +42,15 @@ def tiny_policy(draft: str | None = "regression", codec: CodecConfig | None = No
     main.tokenizer = InstructionTokenizer.train(INSTRUCTIONS, config.vocab_size, config.max_tokens)
     main.proprio_normalizer.set_statistics(-torch.ones(8), torch.ones(8))
     return PolicyParts(made, main, make_draft(draft_preset(draft, config)).eval() if draft else None)
+
+
+def four_heads(parts: PolicyParts, seed: int = 1) -> PolicyParts:
+    """The same policy with the heads of `heads_baseline` too; what was there keeps its weights."""
+    torch.manual_seed(seed)
+    main = MainModel(replace(parts.main.config, heads=("hierarchical", "parallel", *BASELINE_HEADS))).eval()
+    main.load_state_dict(parts.main.state_dict(), strict=False)
+    main.tokenizer = parts.main.tokenizer
+    return replace(parts, main=main)
 
 
 def observation(seed: int = 0, size: int = IMAGE) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Action heads: how codes become queries, and hidden states become logits.
 
-Our two heads run L * T queries, one per layer and step, ordered layer first. The logits of (l, t) are `[D, V]`. Heads
-that read the prefix alone (`PrefixHead`) are in `heads_original` and `heads_oft`.
+The two heads here run L * T queries, one per layer and step, ordered layer first. The logits of (l, t) are `[D, V]`.
+Those of `heads_baseline` run T queries. Heads that read the prefix alone (`PrefixHead`) are in `heads_original` and
+`heads_oft`.
 """
 
 from __future__ import annotations
@@ -27,17 +28,19 @@ class HeadConfig:
         layers: L.
         latent_dims: D.
         levels: V.
+        action_dims: A.
     """
 
     steps: int = 8
     layers: int = 3
     latent_dims: int = 7
     levels: int = 5
+    action_dims: int = 7
 
     @classmethod
     def of_codec(cls, codec: CodecConfig, steps: int) -> HeadConfig:
         """The head for chunks of `steps` steps in a codec's codes."""
-        return cls(steps, codec.layers, codec.latent_dims, codec.levels)
+        return cls(steps, codec.layers, codec.latent_dims, codec.levels, codec.action_dims)
 
     @property
     def queries(self) -> int:
@@ -45,8 +48,8 @@ class HeadConfig:
         return self.layers * self.steps
 
 
-class ActionHead(nn.Module):
-    """What the heads share: step and layer embeddings, and one linear read-out a layer.
+class QueryHead(nn.Module):
+    """A head whose queries go through the backbone behind the prefix: at least one a step.
 
     `READS_CODES` says whether its queries depend on codes; where not, they can ride in the prefill.
     """
@@ -57,14 +60,6 @@ class ActionHead(nn.Module):
         super().__init__()
         self.config = config
         self.step_embedding = nn.Parameter(0.02 * torch.randn(config.steps, width))
-        self.layer_embedding = nn.Parameter(0.02 * torch.randn(config.layers, width))
-        logits = config.latent_dims * config.levels
-        self.readout = nn.Parameter(torch.randn(config.layers, logits, width) / width**0.5)
-        self.readout_bias = nn.Parameter(torch.zeros(config.layers, logits))
-
-    def base_queries(self) -> Float[Tensor, "L T width"]:
-        """Step plus layer embedding."""
-        return self.layer_embedding[:, None] + self.step_embedding[None]
 
     def queries(self, codes: Int[Tensor, "B L T D"]) -> Float[Tensor, "B Q width"]:
         """The input of the backbone's decode pass."""
@@ -73,6 +68,21 @@ class ActionHead(nn.Module):
     def query_mask(self) -> Bool[Tensor, "Q Q"]:
         """`mask[i, j]`: may query i see query j."""
         raise NotImplementedError
+
+
+class ActionHead(QueryHead):
+    """L * T queries from step and layer embeddings, and one linear read-out a layer."""
+
+    def __init__(self, config: HeadConfig, width: int) -> None:
+        super().__init__(config, width)
+        self.layer_embedding = nn.Parameter(0.02 * torch.randn(config.layers, width))
+        logits = config.latent_dims * config.levels
+        self.readout = nn.Parameter(torch.randn(config.layers, logits, width) / width**0.5)
+        self.readout_bias = nn.Parameter(torch.zeros(config.layers, logits))
+
+    def base_queries(self) -> Float[Tensor, "L T width"]:
+        """Step plus layer embedding."""
+        return self.layer_embedding[:, None] + self.step_embedding[None]
 
     def logits(self, hidden: Float[Tensor, "B Q width"]) -> Float[Tensor, "B L T D V"]:
         """Hidden states of the queries -> logits, in the hidden states' dtype."""

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from rsd_fast.images import ImageConfig
 from rsd_fast.models.backbone import Backbone, BackboneConfig
 from rsd_fast.models.head_registry import DECODERS, HEAD_KINDS, make_head
-from rsd_fast.models.heads import ActionHead, HeadConfig, PrefixHead
+from rsd_fast.models.heads import ActionHead, HeadConfig, PrefixHead, QueryHead
+from rsd_fast.models.heads_baseline import ConditionedQueryHead, RegressionHead
+from rsd_fast.models.heads_oft import BaselineHead
 from rsd_fast.models.inputs import PolicyInputs, Prefix
 from rsd_fast.models.prompt import PromptConfig, load_tokenizer
 from rsd_fast.models.tokenizer import InstructionTokenizer
@@ -169,10 +171,8 @@ class MainModel(
         head = self.heads[rider]
         if not self.can_ride(rider):
             raise ValueError(f"got rider {rider!r}, expected a head whose queries do not depend on codes")
-        assert isinstance(head, ActionHead)
-        c = self.config.head
-        codes = torch.zeros(len(x), c.layers, c.steps, c.latent_dims, dtype=torch.int32, device=x.device)
-        queries = head.queries(codes).to(x.dtype)
+        assert isinstance(head, QueryHead)
+        queries = head.queries(self.no_codes(len(x), x.device)).to(x.dtype)
         done = self.backbone.joint(x, mask, queries, head.query_mask(), self.config.prefix_tokens, room)
         return Prefix(done.keys, done.values, done.hidden, mask, {rider: done.queries})
 
@@ -202,7 +202,7 @@ class MainModel(
     def can_ride(self, head: str) -> bool:
         """Whether a head's queries can go through the backbone together with the prefix."""
         module = self.heads[head]
-        return isinstance(module, ActionHead) and not module.READS_CODES
+        return isinstance(module, QueryHead) and not module.READS_CODES
 
     def head_for(self, mode: str) -> str:
         """The head that a mode of decoding uses: the first one there is.
@@ -210,7 +210,7 @@ class MainModel(
         Raises:
             ValueError: none of this model's heads can serve the mode.
         """
-        wanted = DECODERS["parallel" if mode == "parallel" else "layered"]
+        wanted = DECODERS.get(mode, DECODERS["layered"])
         for name in wanted:
             if name in self.heads:
                 return name
@@ -219,17 +219,34 @@ class MainModel(
     def decode(
         self, prefix: Prefix, codes: Int[Tensor, "B L T D"], head: str = "hierarchical"
     ) -> Float[Tensor, "B L T D V"]:
-        """One pass over all L * T queries. Layer l's logits depend on the codes below l only (hierarchical head).
+        """One pass over all queries of a head. Layer l's logits depend on the codes below l only (hierarchical head).
 
         The original project's heads read the prefix alone: with them a pass runs no backbone.
         """
         module = self.heads[head]
         if isinstance(module, PrefixHead):
             return module(prefix, codes)
+        hidden = self.run_queries(prefix, codes, head)
+        if isinstance(module, ConditionedQueryHead):
+            return module.logits(hidden, codes)
         assert isinstance(module, ActionHead)
+        return module.logits(hidden)
+
+    def actions(self, prefix: Prefix, head: str = "regression") -> Float[Tensor, "B T A"]:
+        """The chunk of a head that gives actions, not codes: normalised, float32."""
+        module = self.heads[head]
+        if isinstance(module, BaselineHead):
+            return module.actions(prefix)
+        assert isinstance(module, RegressionHead)
+        return module.actions(self.run_queries(prefix, self.no_codes(len(prefix.mask), prefix.mask.device), head))
+
+    def run_queries(self, prefix: Prefix, codes: Int[Tensor, "B L T D"], head: str) -> Float[Tensor, "B Q width"]:
+        """A head's queries through the backbone, or what they became on the way through the prefill."""
         if head in prefix.riders:
-            return module.logits(prefix.riders[head])
-        hidden = self.backbone.decode(
+            return prefix.riders[head]
+        module = self.heads[head]
+        assert isinstance(module, QueryHead)
+        return self.backbone.decode(
             module.queries(codes),
             prefix.keys,
             prefix.values,
@@ -237,7 +254,11 @@ class MainModel(
             module.query_mask(),
             start=self.config.prefix_tokens,  # also where the padding of a short instruction was left out
         )
-        return module.logits(hidden)
+
+    def no_codes(self, batch: int, device: torch.device) -> Int[Tensor, "B L T D"]:
+        """For the queries of heads that read none."""
+        c = self.config.head
+        return torch.zeros(batch, c.layers, c.steps, c.latent_dims, dtype=torch.int32, device=device)
 
     # ---- checkpoints (huggingface_hub's mixin calls these)
 

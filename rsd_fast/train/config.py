@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tyro.conf import Positional
+
+Head = Literal["hierarchical", "parallel", "regression", "conditioned_queries"]  # those that train together
 
 # What may change when a run is taken up again.
 FREE = frozenset(
@@ -225,8 +227,14 @@ class MainTraining(OptimizerOptions, AugmentOptions):
     """Steps of a chunk."""
     perturb: float = 0.3
     """Probability that a prefix code is a valid neighbour of the nearest one."""
+    heads: tuple[Head, ...] = ("hierarchical", "parallel")
+    """The heads of the main model, trained together on one backbone. `hierarchical` is the one that decodes and has to
+    be there; the others are baselines of one pass: `parallel` (all layers at once), `regression` (L1, no codes),
+    `conditioned_queries` (the last layer, given a draft's codes of the others)."""
     parallel_weight: float = 0.5
-    """Weight of the parallel head's loss, the baseline trained on the same backbone."""
+    """Weight of the parallel head's loss."""
+    baseline_weight: float = 0.5
+    """Weight of the loss of each further baseline."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all levels."""
 
@@ -234,7 +242,8 @@ class MainTraining(OptimizerOptions, AugmentOptions):
         """Raises ValueError on settings that train nothing."""
         super().__post_init__()
         self.check()
-        _at_least(self, chunk=1, perturb=0, parallel_weight=0, label_smoothing=0)
+        _at_least(self, chunk=1, perturb=0, parallel_weight=0, baseline_weight=0, label_smoothing=0)
+        _check_heads(self.heads)
         if self.perturb > 1 or self.label_smoothing >= 1:
             raise ValueError(
                 f"got perturb {self.perturb} and label_smoothing {self.label_smoothing}, expected at most 1 and below 1"
@@ -279,8 +288,12 @@ class AllTraining(OptimizerOptions, AugmentOptions):
     """Steps of a chunk."""
     perturb: float = 0.3
     """Probability that a prefix code is a valid neighbour of the nearest one."""
+    heads: tuple[Head, ...] = ("hierarchical", "parallel")
+    """The heads of the main model; see `train main --help`."""
     parallel_weight: float = 0.5
     """Weight of the parallel head's loss."""
+    baseline_weight: float = 0.5
+    """Weight of the loss of each further baseline."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all levels."""
     main_weight: float = 0.5
@@ -295,8 +308,15 @@ class AllTraining(OptimizerOptions, AugmentOptions):
         super().__post_init__()
         self.check()
         _at_least(self, draft_steps=1, final_samples=1)
+        _check_heads(self.heads)
         if not 0.0 < self.draft_share < 0.5:
             raise ValueError(f"got draft_share {self.draft_share}, expected between 0 and 0.5: there are two drafts")
+
+
+def _check_heads(heads: tuple[str, ...]) -> None:
+    known = get_args(Head)
+    if "hierarchical" not in heads or set(heads) - set(known) or len(set(heads)) < len(heads):
+        raise ValueError(f"got heads {list(heads)}, expected 'hierarchical' and others of {list(known)}, none twice")
 
 
 def _at_least(config: object, **least: float) -> None:

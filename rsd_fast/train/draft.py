@@ -25,7 +25,14 @@ from rsd_fast.train.config import DraftTraining
 from rsd_fast.train.dataset import DemoData, load_data, require_image_size
 from rsd_fast.train.loop import Objective, Outcome, fit, half_precision
 from rsd_fast.train.main import Sampler, cross_entropy
-from rsd_fast.train.offline import BATCH, evaluate_offline, offline_table
+from rsd_fast.train.offline import (
+    BATCH,
+    alone_with,
+    conditioned_with,
+    evaluate_offline,
+    offline_table,
+    rsd_with,
+)
 from rsd_fast.train.parts import load_main
 from rsd_fast.train.regions import compile_regions
 from rsd_fast.train.state import fingerprint
@@ -89,7 +96,8 @@ def objective(
         asked = copy.deepcopy(main)  # evaluations ask in batches of other sizes
         compile_regions(asked)
 
-    def as_batch(model: MainModel, inputs: PolicyInputs, latents: Float[Tensor, "B T D"]) -> DraftBatch:
+    def as_batch(model: MainModel, inputs: PolicyInputs, actions: Float[Tensor, "B T A"]) -> DraftBatch:
+        latents = codec.actions_to_latents(actions)
         return DraftBatch(consult(model, codec, inputs), latents, codec.encode(latents, check_finite=False).targets)
 
     def batch(generator: torch.Generator) -> DraftBatch:
@@ -109,10 +117,12 @@ def objective(
         total = 0.0
         for part in held_out.split(BATCH):
             wanted = data.chunks(part, sampler.chunk, codec.config.gripper_dims)
-            seen = as_batch(main, data.inputs(part, sampler.tokens), codec.actions_to_latents(wanted))
+            seen = as_batch(main, data.inputs(part, sampler.tokens), wanted)
             total += len(part) * loss(model, seen)[0].item()
         report = evaluate_offline(main, {config.kind: model}, codec, data, held_out, decodings=("sequential",))
-        sequential, speculative, alone = report["table"]
+        rows = {row["decoding"]: row for row in report["table"]}
+        speculative, alone = rows[rsd_with(config.kind)], rows[alone_with(config.kind)]
+        conditioned = rows.get(conditioned_with(config.kind))
         by_layer = {
             f"{measure}_{layer}": value
             for measure, values in report["drafts"][config.kind].items()
@@ -120,8 +130,9 @@ def objective(
         }
         return {
             "loss": total / len(held_out),
-            "action_mae_sequential": sequential["mae"],
+            "action_mae_sequential": rows["sequential"]["mae"],
             "action_mae_rsd": speculative["mae"],
+            **({"action_mae_conditioned": conditioned["mae"]} if conditioned else {}),
             "action_mae_alone": alone["mae"],
             "passes": speculative["passes"],
             **by_layer,

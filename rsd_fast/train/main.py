@@ -2,12 +2,12 @@
 
 The hierarchical head learns every layer in one pass, with teacher forcing: it reads a *perturbed* prefix, in which some
 codes are valid neighbours of the nearest ones, and predicts the nearest code given that prefix. So it refines any valid
-coarse code, not only its own. The parallel head, the baseline, learns from the same batches on the same backbone.
+coarse code, not only its own. The other heads, baselines of one pass, learn from the same batches on the same backbone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rsd_fast.codec import PerturbedCodes, RFSQCodec
 from rsd_fast.models.checkpoints import save_half
-from rsd_fast.models.inputs import PolicyInputs
+from rsd_fast.models.inputs import PolicyInputs, Prefix
 from rsd_fast.models.main import MainModel
 from rsd_fast.models.presets import MAIN_PRESETS, main_preset
 from rsd_fast.models.tokenizer import InstructionTokenizer
@@ -32,15 +32,16 @@ from rsd_fast.train.state import fingerprint
 
 @dataclass
 class MainBatch:
-    """What main's loss reads."""
+    """What main's loss reads; `actions` are normalised."""
 
     inputs: PolicyInputs
     perturbed: PerturbedCodes
     nearest: Int[Tensor, "B L T D"]
+    actions: Float[Tensor, "B T A"]
 
 
 class Sampler:
-    """Draws augmented observations and the latents of their chunks."""
+    """Draws augmented observations and their chunks."""
 
     def __init__(self, data: DemoData, codec: RFSQCodec, main: MainModel, batch: int, options: AugmentOptions) -> None:
         assert main.tokenizer is not None
@@ -50,13 +51,13 @@ class Sampler:
         self.tokens = data.tokenize(main.tokenizer)
         self.frames = data.frames(True, self.chunk)
 
-    def draw(self, generator: torch.Generator) -> tuple[PolicyInputs, Float[Tensor, "B T D"]]:
-        """A batch of the training split."""
+    def draw(self, generator: torch.Generator) -> tuple[PolicyInputs, Float[Tensor, "B T A"]]:
+        """A batch of the training split; actions in physical units."""
         rows = torch.randint(len(self.frames), (self.batch,), device=self.frames.device, generator=generator)
         frames = self.frames[rows]
         actions = self.data.chunks(frames, self.chunk, self.codec.config.gripper_dims)
         inputs = augment(self.data.inputs(frames, self.tokens), self.normalizer, self.options, generator)
-        return inputs, self.codec.actions_to_latents(actions)
+        return inputs, actions
 
 
 def run(config: MainTraining, data: DemoData | None = None) -> Outcome:
@@ -88,7 +89,8 @@ def build_main(config: MainTraining, codec: RFSQCodec, data: DemoData) -> MainMo
     require_image_size(data, preset.vision.image_size)
     tokenizer = InstructionTokenizer.train(data.instructions, preset.vocab_size, preset.max_tokens)
     torch.manual_seed(config.seed)
-    main = MainModel(main_preset(config.preset, codec.config, config.chunk, tokenizer.vocab_size))
+    sized = main_preset(config.preset, codec.config, config.chunk, tokenizer.vocab_size)
+    main = MainModel(replace(sized, heads=config.heads))
     main.tokenizer = tokenizer
     main.proprio_normalizer.fit(data.proprio[data.in_training])
     return main.to(data.device)
@@ -97,33 +99,60 @@ def build_main(config: MainTraining, codec: RFSQCodec, data: DemoData) -> MainMo
 def objective(
     main: MainModel, codec: RFSQCodec, data: DemoData, config: MainTraining
 ) -> Objective[MainModel, MainBatch]:
-    """Cross-entropy of both heads; the best weights are those with the smallest sequential action error."""
+    """The loss of every head; the best weights are those with the smallest sequential action error."""
     sampler = Sampler(data, codec, main, config.batch, config)
     held_out = data.held_out_sample(config.eval_samples, config.chunk)
+    weights = loss_weights(config)
 
     def batch(generator: torch.Generator) -> MainBatch:
-        inputs, latents = sampler.draw(generator)
+        inputs, actions = sampler.draw(generator)
+        latents = codec.actions_to_latents(actions)
         perturbed = codec.encode(latents, config.perturb, generator, check_finite=False)
-        return MainBatch(inputs, perturbed, codec.encode(latents, check_finite=False).targets)
+        nearest = codec.encode(latents, check_finite=False).targets
+        return MainBatch(inputs, perturbed, nearest, codec.normalizer.normalize(actions))
 
     def loss(model: MainModel, batch: MainBatch) -> tuple[Tensor, dict[str, Tensor]]:
         prefix = model.prefill(batch.inputs)
-        logits = model.decode(prefix, batch.perturbed.prefix)
-        hierarchical = cross_entropy(logits, batch.perturbed.targets, config.label_smoothing)
-        if not config.parallel_weight:
-            return hierarchical, {"hierarchical": hierarchical}
-        logits = model.decode(prefix, batch.nearest, head="parallel")
-        parallel = cross_entropy(logits, batch.nearest, config.label_smoothing)
-        total = hierarchical + config.parallel_weight * parallel
-        return total, {"hierarchical": hierarchical, "parallel": parallel}
+        parts = {head: head_loss(model, head, prefix, batch, config.label_smoothing) for head in weights}
+        total = torch.stack([weight * parts[head] for head, weight in weights.items()]).sum()
+        return total, parts
 
     def evaluate(model: MainModel) -> dict[str, Any]:
-        report = evaluate_offline(model, {}, codec, data, held_out, decodings=("sequential", "parallel"))
-        errors = {row["decoding"]: row["mae"] for row in report["table"]}
-        accuracy = {f"accuracy_{layer}": value for layer, value in enumerate(report["main"]["accuracy"])}
-        return {"action_mae": errors["sequential"], "action_mae_parallel": errors["parallel"], **accuracy}
+        decodings = ("sequential", *(name for name in ("parallel", "regression") if name in model.heads))
+        report = evaluate_offline(model, {}, codec, data, held_out, decodings=decodings)
+        errors = {f"action_mae_{row['decoding']}": row["mae"] for row in report["table"]}
+        metrics = {"action_mae": errors.pop("action_mae_sequential"), **errors}
+        metrics |= {f"accuracy_{layer}": value for layer, value in enumerate(report["main"]["accuracy"])}
+        if "conditioned_queries" in model.heads:
+            metrics["accuracy_conditioned"] = report["main"]["conditioned"]
+        return metrics
 
     return Objective("main", main, batch, loss, evaluate, "action_mae")
+
+
+def loss_weights(config: MainTraining) -> dict[str, float]:
+    """By head, those that are not 0; the hierarchical head's is 1."""
+    weights = {head: config.baseline_weight for head in config.heads}
+    weights |= {"hierarchical": 1.0} | ({"parallel": config.parallel_weight} if "parallel" in weights else {})
+    return {head: weight for head, weight in weights.items() if weight > 0}
+
+
+def head_loss(
+    model: MainModel, head: str, prefix: Prefix, batch: MainBatch, label_smoothing: float
+) -> Float[Tensor, ""]:
+    """What a head learns: codes by cross-entropy, the regression by L1 to the normalised actions.
+
+    The hierarchical head and the conditioned one read perturbed codes; their targets are the nearest codes given
+    those. Of the conditioned head only the last layer is its own.
+    """
+    if head == "regression":
+        return F.l1_loss(model.actions(prefix, head), batch.actions)
+    if head == "parallel":
+        return cross_entropy(model.decode(prefix, batch.nearest, head), batch.nearest, label_smoothing)
+    logits, targets = model.decode(prefix, batch.perturbed.prefix, head), batch.perturbed.targets
+    if head == "conditioned_queries":
+        logits, targets = logits[:, -1], targets[:, -1]
+    return cross_entropy(logits, targets, label_smoothing)
 
 
 def cross_entropy(

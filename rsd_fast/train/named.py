@@ -48,8 +48,9 @@ def named_training(config: str | None) -> AllTraining:
             raise ValueError(f"got unknown setting {name!r} in {path}, expected some of {sorted(kinds)}")
         if not isinstance(value, kinds[name]) or isinstance(value, bool) != (kinds[name] == (bool,)):
             raise ValueError(f"got {name} {value!r} in {path}, expected {kinds[name][0].__name__}")
-    paths = {name: Path(value) for name, value in values.items() if name in ("demos", "out", "success")}
-    return AllTraining(config=config, **values | paths)
+    made: dict[str, Any] = {name: Path(value) for name, value in values.items() if name in ("demos", "out", "success")}
+    made |= {name: tuple(value) for name, value in values.items() if kinds[name] == (list,)}
+    return AllTraining(config=config, **values | made)
 
 
 def named_in(words: Sequence[str]) -> str | None:
@@ -64,6 +65,8 @@ def named_in(words: Sequence[str]) -> str | None:
 
 def _kind(annotation: str) -> tuple[type, ...]:
     kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "bool": (bool,)}
+    if annotation.startswith("tuple"):
+        return (list,)
     return kinds.get(annotation.removesuffix(" | None"), (str,))
 
 

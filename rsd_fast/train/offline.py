@@ -22,6 +22,8 @@ from rsd_fast.train.dataset import DemoData
 
 BATCH = 256
 MODES: dict[str, Mode] = {"sequential": "sequential", "jacobi": "jacobi", "parallel": "parallel"}
+ONE_PASS = ("parallel", "regression")  # by the head of that name, where the model has it
+CONDITIONED = "conditioned_queries"
 ARGMAX = "sequential, last digit argmax"
 
 
@@ -51,41 +53,47 @@ def evaluate_offline(
     codec: RFSQCodec,
     data: DemoData,
     frames: Int[Tensor, " n"],
-    decodings: tuple[str, ...] = ("sequential", ARGMAX, "jacobi", "parallel"),
+    decodings: tuple[str, ...] | None = None,
     acceptance: Acceptance | None = None,
 ) -> dict[str, Any]:
     """Decodes the chunks of some frames in every way.
 
     Args:
         main: the main model, with its tokenizer.
-        drafts: by kind; each adds the rows `rsd, <kind> draft` and `<kind> draft alone`.
+        drafts: by kind; each adds the rows `rsd, <kind> draft` and `<kind> draft alone`, and where the model has the
+            head for it `conditioned, <kind> draft`.
         codec: of the policy.
         data: the demonstrations.
         frames: where the chunks start; held-out ones.
-        decodings: the ways that need no draft.
+        decodings: the ways that need no draft; all that the model's heads allow without.
         acceptance: of RSD; the engine's default without.
 
     Returns:
         `table`: a row a decoding with `decoding`, `mae` (mean absolute error of the action, physical units),
         `motion_mae` (without the switched dimensions), and mean `passes`. `main.accuracy`: by layer, with teacher
-        forcing on nearest codes. `drafts.<kind>`, by drafted layer: `accuracy` against the data, `match` and
-        `within_one` against main's sequential codes, `agreed` as verified in the first pass of RSD.
+        forcing on nearest codes; `main.conditioned`, likewise: the last layer of the conditioned head, where there is
+        one. `drafts.<kind>`, by drafted layer: `accuracy` against the data, `match` and `within_one` against main's
+        sequential codes, `agreed` as verified in the first pass of RSD.
     """
     acceptance = acceptance or Acceptance()
+    if decodings is None:
+        decodings = ("sequential", ARGMAX, "jacobi", *(name for name in ONE_PASS if name in main.heads))
     offline = _Offline(main, codec, acceptance)
     tally = Tally()
     for inputs, wanted in _batches(main, codec, data, frames):
         offline.evaluate(inputs, wanted, drafts, decodings, tally)
-    names = [*decodings, *(row for kind in drafts for row in (_rsd(kind), _alone(kind)))]
+    with_draft = [name(kind) for kind in drafts for name in (rsd_with, conditioned_with, alone_with)]
+    names = [*decodings, *(name for name in with_draft if f"{name}/mae" in tally.count)]
     table = []
     for name in names:
         row = {"decoding": name, "mae": tally.mean(f"{name}/mae"), "motion_mae": tally.mean(f"{name}/motion_mae")}
         table.append(row | {"passes": tally.mean(f"{name}/passes")})
     measures = ("accuracy", "match", "within_one", "agreed")
+    of_main = [name for name in ("accuracy", "conditioned") if f"main/{name}" in tally.count]
     return {
         "samples": len(frames),
         "table": table,
-        "main": {"accuracy": tally.mean("main/accuracy")},
+        "main": {name: tally.mean(f"main/{name}") for name in of_main},
         "drafts": {kind: {measure: tally.mean(f"{kind}/{measure}") for measure in measures} for kind in drafts},
     }
 
@@ -115,6 +123,9 @@ class _Offline:
         prefix = self.main.prefill(inputs)
         nearest = self.codec.encode(self.codec.actions_to_latents(wanted), check_finite=False).targets
         tally.add("main/accuracy", self.main.decode(prefix, nearest).argmax(-1) == nearest, keep=1)
+        if CONDITIONED in self.main.heads:
+            last = self.main.decode(prefix, nearest, CONDITIONED)[:, -1]
+            tally.add("main/conditioned", last.argmax(-1) == nearest[:, -1])
         for name in decodings:
             self.decode(name, prefix, wanted, tally)
         if not drafts:
@@ -123,12 +134,17 @@ class _Offline:
         for kind, draft in drafts.items():
             self.draft_alone(kind, draft, prefix, nearest, own, wanted, tally)
             self.speculate(kind, draft, prefix, wanted, tally)
+            self.condition(kind, draft, prefix, wanted, tally)
 
     def decoder(self, mode: Mode, expected_last: bool = True) -> ChunkDecoder:
         acceptance = self.acceptance if mode == "rsd" else Acceptance(expected_last=expected_last)
         return ChunkDecoder(self.codec, acceptance, mode, steps=self.main.config.head.steps)
 
     def decode(self, name: str, prefix: Prefix, wanted: Float[Tensor, "B T A"], tally: Tally) -> None:
+        if name == "regression":
+            actions = self.codec.normalizer.unnormalize(self.main.actions(prefix, name))
+            self.note(name, actions, wanted, torch.ones(len(wanted), device=wanted.device), tally)
+            return
         decoder = self.decoder("sequential", expected_last=False) if name == ARGMAX else self.decoder(MODES[name])
         head = "parallel" if name == "parallel" else "hierarchical"
         actions, state = decoder.run(lambda codes: self.main.decode(prefix, codes, head), len(wanted))
@@ -140,10 +156,21 @@ class _Offline:
         decoder = self.decoder("rsd")
         proposal = draft.propose(prefix, self.codec)
         actions, state = decoder.run(lambda codes: self.main.decode(prefix, codes), len(wanted), proposal)
-        self.note(_rsd(kind), actions, wanted, state.passes, tally)
+        self.note(rsd_with(kind), actions, wanted, state.passes, tally)
         drafted = proposal.top(decoder.stop).codes.shape[1]
         elements = self.main.config.head.steps * self.codec.config.latent_dims
         tally.add(f"{kind}/agreed", state.agreed[:, :drafted] / elements, keep=1)
+
+    def condition(
+        self, kind: str, draft: DraftModel, prefix: Prefix, wanted: Float[Tensor, "B T A"], tally: Tally
+    ) -> None:
+        """Where the model has the head and the draft proposes all that it reads."""
+        proposal = draft.propose(prefix, self.codec)
+        if CONDITIONED not in self.main.heads or proposal.codes.shape[1] < self.codec.config.layers - 1:
+            return
+        decoder = self.decoder("conditioned")
+        actions, state = decoder.run(lambda codes: self.main.decode(prefix, codes, CONDITIONED), len(wanted), proposal)
+        self.note(conditioned_with(kind), actions, wanted, state.passes, tally)
 
     def draft_alone(
         self,
@@ -164,7 +191,7 @@ class _Offline:
             actions = self.codec.latents_to_actions(draft(prefix.hidden, prefix.mask).float())
         else:
             actions = self.codec.decode_actions(codes, layers)
-        self.note(_alone(kind), actions, wanted, torch.zeros(len(wanted), device=wanted.device), tally)
+        self.note(alone_with(kind), actions, wanted, torch.zeros(len(wanted), device=wanted.device), tally)
 
     def note(
         self, name: str, actions: Float[Tensor, "B T A"], wanted: Float[Tensor, "B T A"], passes: Tensor, tally: Tally
@@ -175,11 +202,18 @@ class _Offline:
         tally.add(f"{name}/passes", passes)
 
 
-def _rsd(kind: str) -> str:
+def rsd_with(kind: str) -> str:
+    """The row of RSD with a draft."""
     return f"rsd, {kind} draft"
 
 
-def _alone(kind: str) -> str:
+def conditioned_with(kind: str) -> str:
+    """The row of the conditioned head with a draft."""
+    return f"conditioned, {kind} draft"
+
+
+def alone_with(kind: str) -> str:
+    """The row of a draft without main."""
     return f"{kind} draft alone"
 
 

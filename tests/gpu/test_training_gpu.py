@@ -10,7 +10,7 @@ import torch
 
 from rsd_fast.codec import RFSQCodec
 from rsd_fast.train import codec, draft, main
-from rsd_fast.train.config import CodecTraining, DraftTraining, MainTraining
+from rsd_fast.train.config import CodecTraining, DraftTraining, Head, MainTraining
 from rsd_fast.train.dataset import DemoData, load_data
 from rsd_fast.train.loop import Run
 from tests.train.demo_files import QUICK, SEEING, write_demos
@@ -45,7 +45,14 @@ def losses(config: MainTraining, data: DemoData, folder: Path) -> torch.Tensor:
     return seen
 
 
-def test_a_captured_step_learns_what_an_eager_one_does(config: MainTraining, data: DemoData, tmp_path: Path):
+TWO = ("hierarchical", "parallel")
+
+
+@pytest.mark.parametrize("heads", [TWO, (*TWO, "regression", "conditioned_queries")])
+def test_a_captured_step_learns_what_an_eager_one_does(
+    config: MainTraining, data: DemoData, tmp_path: Path, heads: tuple[Head, ...]
+):
+    config = replace(config, heads=heads)
     eager = losses(config, data, tmp_path / "eager")
     captured = losses(replace(config, cuda_graph=True), data, tmp_path / "captured")
     # The same draws in every step; gradients are summed in no fixed order.

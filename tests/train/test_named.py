@@ -34,12 +34,22 @@ def test_a_file_of_one_s_own(tmp_path: Path):
     assert (settings.preset, settings.minutes, settings.compile) == ("tiny", 1, True)
 
 
+def test_heads_are_a_list_in_a_file_and_words_on_the_command_line():
+    assert named_training("libero-nano").heads == ("hierarchical", "parallel", "regression", "conditioned_queries")
+    assert named_training("robosuite-nano").heads == named_training(None).heads == ("hierarchical", "parallel")
+    words = ["train", "all", "--config", "libero-nano", "--heads", "hierarchical", "regression"]
+    assert parse(words).heads == ("hierarchical", "regression")
+    assert "--heads hierarchical regression" in command_line("train all", parse(words))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("presett = 'tiny'", "unknown setting 'presett'"),
         ("preset = 3", "got preset 3 in .*, expected str"),
         ("batch = 1.5", "got batch 1.5 in .*, expected int"),
+        ("heads = 'hierarchical'", "got heads 'hierarchical' in .*, expected list"),
+        ("heads = ['parallel']", "got heads .'parallel'., expected 'hierarchical'"),
         ("compile = 1", "got compile 1 in .*, expected bool"),
         ("steps = true", "got steps True in .*, expected int"),
         ("batch = 0", "got batch 0, expected at least 1"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rsd_fast.codec import RFSQCodec, codec_preset
 from rsd_fast.engine import RSDInferenceEngine
@@ -20,7 +21,7 @@ from rsd_fast.train.augment import blur_proprio, random_colour, random_shift
 from rsd_fast.train.card import command_line, success_table, table
 from rsd_fast.train.config import AllTraining, AugmentOptions, CodecTraining, DraftTraining, MainTraining
 from rsd_fast.train.dataset import DemoData
-from rsd_fast.train.offline import ARGMAX
+from rsd_fast.train.offline import ARGMAX, evaluate_offline
 from tests.train.demo_files import QUICK, SEEING
 
 
@@ -77,6 +78,88 @@ def test_main_learns_what_the_images_show(main_config: MainTraining, data: DemoD
     assert exported.config.head.steps == 4
 
 
+WITH_DRAFT = (("rsd, ", ""), ("conditioned, ", ""), ("", " alone"))
+ALL_HEADS = ("hierarchical", "parallel", "regression", "conditioned_queries")
+
+
+def test_four_heads_learn_together_and_are_told_apart(main_config: MainTraining, data: DemoData):
+    fitted = train_codec(main_config, data)
+    config = replace(main_config, heads=ALL_HEADS, steps=60, eval_every=30, learning_rate=3e-3)
+    outcome = main.run(config, data)
+    rows = [json.loads(line) for line in (config.work / "main" / "metrics.jsonl").read_text().splitlines()]
+    for head in ALL_HEADS:
+        losses = [row[head] for row in rows if row["split"] == "train"]
+        assert losses[-1] < 0.7 * losses[0], head
+    # Guessing without looking errs by 0.8 on average.
+    assert outcome.best["action_mae_regression"] < 0.3
+    assert 0 < outcome.best["accuracy_conditioned"] <= 1
+    policy = load_policy(config.out, draft=None)
+    assert tuple(policy.main.heads) == ALL_HEADS
+    with torch.no_grad():
+        report = evaluate_offline(policy.main, {}, fitted, data, data.held_out_sample(24, 4))
+    told = {row["decoding"]: row for row in report["table"]}
+    assert told.keys() == {"sequential", ARGMAX, "jacobi", "parallel", "regression"}
+    assert told["regression"]["mae"] == pytest.approx(outcome.best["action_mae_regression"], abs=0.02)
+    assert told["regression"]["passes"] == 1
+
+
+def test_what_each_head_learns_from(main_config: MainTraining, data: DemoData):
+    """The losses of a batch, from the definitions."""
+    fitted = train_codec(main_config, data)
+    config = replace(main_config, heads=ALL_HEADS, baseline_weight=0.25, parallel_weight=0.0)
+    model = main.build_main(config, fitted, data)
+    objective = main.objective(model, fitted, data, config)
+    drawn = objective.batch(torch.Generator().manual_seed(0))
+    total, parts = objective.loss(model, drawn)
+    assert parts.keys() == set(ALL_HEADS) - {"parallel"}
+    wanted = parts["hierarchical"] + 0.25 * (parts["regression"] + parts["conditioned_queries"])
+    assert total.item() == pytest.approx(wanted.item(), rel=1e-5)
+    prefix = model.prefill(drawn.inputs)
+    assert parts["regression"].item() == pytest.approx((model.actions(prefix) - drawn.actions).abs().mean().item())
+    last = model.decode(prefix, drawn.perturbed.prefix, "conditioned_queries")[:, -1].log_softmax(-1)
+    likelihood = last.gather(-1, drawn.perturbed.targets[:, -1, ..., None].long()).mean()
+    assert parts["conditioned_queries"].item() == pytest.approx(-likelihood.item(), rel=1e-4)
+    # The given codes and the target of the last layer decode to the expert's action; the gripper is not normalised.
+    given = torch.cat([drawn.perturbed.prefix[:, :-1], drawn.perturbed.targets[:, -1:]], 1)
+    expert = fitted.normalizer.unnormalize(drawn.actions)
+    bound = fitted.action_bound(3) + 1e-5
+    assert ((fitted.decode_actions(given) - expert).abs() <= bound).float().mean() > 0.99
+    assert set(drawn.actions[..., 6].unique().tolist()) <= {-1.0, 1.0}
+
+
+class Looks(TorchDispatchMode):
+    """Counts what makes the host wait for a device: numbers that are read, shapes that depend on data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        if any(word in name for word in ("_local_scalar_dense", "nonzero", "masked_select", "unique")):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_with_four_heads_looks_at_no_number(main_config: MainTraining, data: DemoData):
+    """As a CUDA graph needs it."""
+    fitted = train_codec(main_config, data)
+    config = replace(main_config, heads=ALL_HEADS)
+    model = main.build_main(config, fitted, data)
+    objective = main.objective(model, fitted, data, config)
+    with Looks() as looks:
+        drawn = objective.batch(torch.Generator().manual_seed(0))
+        objective.loss(model, drawn)[0].backward()
+    assert looks.seen == []
+
+
+@pytest.mark.parametrize("heads", [("parallel",), ("hierarchical", "hierarchical"), ("hierarchical", "l1"), ()])
+def test_heads_that_cannot_be_trained_are_refused(main_config: MainTraining, heads: tuple[str, ...]):
+    for settings in (MainTraining, AllTraining):
+        with pytest.raises(ValueError, match=r"got heads .*, expected 'hierarchical' and others of .*none twice"):
+            settings(heads=heads)
+
+
 def test_main_resumes_to_the_same_weights(main_config: MainTraining, data: DemoData, monkeypatch: pytest.MonkeyPatch):
     train_codec(main_config, data)
     main.run(main_config, data)
@@ -115,7 +198,7 @@ def test_parts_must_be_trained_in_order(main_config: MainTraining, data: DemoDat
 def trained(demos: Path, data: DemoData, tmp_path_factory: pytest.TempPathFactory) -> AllTraining:
     out = tmp_path_factory.mktemp("all") / "policy"
     settings = {"preset": "tiny", "chunk": 4, "held_out": 0.25, "steps": 60, "eval_every": 30, "draft_steps": 60}
-    config = AllTraining(demos=demos, out=out, learning_rate=3e-3, **settings, **QUICK, **SEEING)
+    config = AllTraining(demos=demos, out=out, learning_rate=3e-3, heads=ALL_HEADS, **settings, **QUICK, **SEEING)
     all_training.run(config, data)
     return config
 
@@ -141,9 +224,11 @@ def test_the_engine_acts_with_it(trained: AllTraining, data: DemoData, mode: str
 def test_offline_table_has_every_decoding(trained: AllTraining):
     metrics = json.loads((trained.out / "metrics.json").read_text())
     rows = {row["decoding"]: row for row in metrics["offline"]["table"]}
-    with_draft = {f"rsd, {kind} draft" for kind in DRAFTS} | {f"{kind} draft alone" for kind in DRAFTS}
-    assert rows.keys() == {"sequential", ARGMAX, "jacobi", "parallel"} | with_draft
-    assert rows["sequential"]["passes"] == 3 and rows["parallel"]["passes"] == 1
+    with_draft = {f"{way}{kind} draft{end}" for kind in DRAFTS for way, end in WITH_DRAFT}
+    assert rows.keys() == {"sequential", ARGMAX, "jacobi", "parallel", "regression"} | with_draft
+    assert rows["sequential"]["passes"] == 3
+    one_pass = ("parallel", "regression", *(f"conditioned, {kind} draft" for kind in DRAFTS))
+    assert all(rows[name]["passes"] == 1 for name in one_pass)
     assert all(1 <= rows[f"rsd, {kind} draft"]["passes"] <= 3 for kind in DRAFTS)
     assert all(0 < row["mae"] < 1 for row in rows.values())
     coarse = metrics["offline"]["drafts"]["coarse"]
@@ -168,6 +253,7 @@ def test_the_card_tells_data_accuracy_errors_and_commands(trained: AllTraining, 
     card = (trained.out / "README.md").read_text()
     told = ("do the Lift task", "| main | accuracy |", "| sequential |", "Not measured yet", "rsd-fast train all")
     assert all(text in card for text in told)
+    assert all(f"| {row} |" in card for row in ("parallel", "regression", "conditioned, coarse draft"))
     summary = tmp_path / "summary.json"
     summary.write_text(json.dumps({"rows": [{"task": "Lift", "mode": "rsd", "success": 0.95}]}))
     all_training.run(replace(trained, success=summary), data)  # complete parts are taken as they are
@@ -176,8 +262,11 @@ def test_the_card_tells_data_accuracy_errors_and_commands(trained: AllTraining, 
 
 def test_card_pieces(tmp_path: Path):
     assert table([{"a": 1}, {"b": 0.5}]).splitlines() == ["| a | b |", "|---|---|", "| 1 |  |", "|  | 0.5000 |"]
-    config = MainTraining(demos=Path("d"), out=Path("p"), perturb=0.2, resume=False)
-    assert command_line("train main", config) == "rsd-fast train main --demos d --out p --no-resume --perturb 0.2"
+    heads = ("hierarchical", "regression")
+    config = MainTraining(demos=Path("d"), out=Path("p"), perturb=0.2, heads=heads, resume=False)
+    assert command_line("train main", config) == (
+        "rsd-fast train main --demos d --out p --no-resume --perturb 0.2 --heads hierarchical regression"
+    )
     with pytest.raises(FileNotFoundError, match="rsd-fast eval"):
         success_table(tmp_path / "none.json")
     (tmp_path / "other.json").write_text("{}")
