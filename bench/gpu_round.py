@@ -6,39 +6,32 @@ the host's time in the call that starts a round of the device loop.
 
 Modes differ in what they compute; a ratio is to `sequential` with the same runtime. `eager` is the baseline of the
 runtimes: the same PyTorch code, kernel by kernel, with the fused tail.
+
+`--launch` runs another study, in under 60 seconds: what a launch costs the host and why (`bench.gpu_launch`), and why
+rounds differ in time (`bench.gpu_spread`).
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from bench import gpu_launch, gpu_spread
+from bench.cuda_driver import Driver
 from bench.gpu_accept import copy_bandwidth, machine
+from bench.rounds import INSTRUCTION, MODES, observation, percentiles
 from rsd_fast.engine import RSDInferenceEngine
 from rsd_fast.runtime import DeviceLoop
 
-MODES = ("sequential", "rsd", "jacobi", "parallel")
 RUNTIMES = ("device-loop", "graph", "eager")  # what matters first: an eager round takes tens of milliseconds
-INSTRUCTION = "lift the red cube"
-
-
-def observation(size: int = 128) -> dict[str, np.ndarray]:
-    """One observation of noise; what is seen does not matter for the time of a pass, only for their number."""
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (2, size, size, 3), dtype=np.uint8)
-    return {"full_image": images[0], "wrist_image": images[1], "state": generator.normal(size=8).astype(np.float32)}
-
-
-def percentiles(seconds: list[float]) -> dict[str, float]:
-    p50, p90, p99 = np.percentile(np.array(seconds) * 1e6, (50, 90, 99))
-    return {"p50_us": p50, "p90_us": p90, "p99_us": p99, "p99_over_p50": p99 / p50}
+STUDIED = ("rsd", "sequential", "parallel")  # by --launch; the first one in every variant
 
 
 @torch.inference_mode()
@@ -91,17 +84,65 @@ def launch_note(row: dict[str, Any]) -> str:
     return f"   launch {row['launch']['p50_us']:.1f} us (p99 {row['launch']['p99_us']:.1f})"
 
 
+def study(out: Path, checkpoint: str | None, rounds: int, results: dict[str, Any]) -> None:
+    """The host's time of launches, and the spread of rounds; rows are written as they come."""
+
+    def emit(row: dict[str, Any]) -> None:
+        results["rows"].append(row)
+        out.write_text(json.dumps(results))
+        if row["study"] == "rounds":
+            print(gpu_spread.line(row), flush=True)
+        elif "idle" in row:
+            print(gpu_launch.line(row), flush=True)
+        else:
+            print({name: value for name, value in row.items() if name != "study"}, flush=True)
+
+    started = time.perf_counter()
+    results["host"] = gpu_spread.host_description() | gpu_spread.machine_state()
+    print(results["host"])
+    emit(gpu_spread.host_alone())
+    driver, stream = Driver(), torch.cuda.current_stream().cuda_stream
+    chains = gpu_launch.Chains()
+    print(gpu_launch.HEADER)
+    with gpu_spread.collector(on=False):
+        for row in itertools.chain(
+            gpu_launch.python_rows(driver, stream),
+            gpu_launch.chain_rows(driver, chains, stream),
+            gpu_launch.loop_rows(chains, stream),
+        ):
+            emit(row)
+    loops = {name: value for name, value in results["rows"][-1].items() if name.startswith("us")}
+    for mode in STUDIED:
+        engine = RSDInferenceEngine.from_pretrained(checkpoint, mode=mode, device="cuda", runtime="device-loop")
+        engine.generate_action(observation(), INSTRUCTION)
+        print(f"{mode}, {time.perf_counter() - started:.0f} s\n{gpu_spread.HEADER}")
+        whole = mode == STUDIED[0]
+        for row in gpu_spread.spread_rows(driver, engine, rounds, whole):
+            emit(row)
+        print(gpu_launch.HEADER)
+        with gpu_spread.collector(on=False):
+            for row in gpu_launch.round_rows(driver, engine, loops, whole):
+                emit(row)
+            for row in gpu_launch.path_rows(engine) if whole else ():
+                emit(row)
+    print(f"{time.perf_counter() - started:.0f} s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--checkpoint", default=None, help="policy; default the shipped one")
     parser.add_argument("--rounds", type=int, default=2000)
     parser.add_argument("--runtimes", nargs="*", choices=RUNTIMES, default=RUNTIMES)
+    parser.add_argument("--launch", action="store_true", help="what launches cost and why rounds differ, instead")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("got no CUDA device, expected one")
     results: dict[str, Any] = {"machine": machine(copy_bandwidth()), "rounds": arguments.rounds, "rows": []}
     print(results["machine"])
+    if arguments.launch:
+        study(arguments.out, arguments.checkpoint, arguments.rounds, results)
+        return
     print(f"{'mode':12} {'runtime':12} {'passes':>6} {'p50 us':>9} {'p99 us':>9} {'p99/p50':>8} {'x sequential':>12}")
     sequential: dict[str, float] = {}
     for runtime in arguments.runtimes:

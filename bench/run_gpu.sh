@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Everything that is measured on a GPU, in one go: bench/run_gpu.sh OUT [STEP ...]
-# Steps: tests accept round sanitize pytest (default: all). Logs and JSON go to OUT; needs the package installed.
+# Steps: tests accept round launch sanitize pytest (default: all of these), sweep. Logs and JSON go to OUT; needs the
+# package installed.
 set -uo pipefail
 out=$1
 shift
-steps=${*:-tests accept round sanitize pytest}
+steps=${*:-tests accept round launch sanitize pytest}
 mkdir -p "$out"
 failed=0
 
@@ -26,6 +27,7 @@ for name in $steps; do
         accept) step accept python3 -m bench.gpu_accept --out "$out/accept.json" ;;
         sweep) step sweep python3 -m bench.gpu_accept --sweep --out "$out/sweep.json" ;;
         round) step round python3 -m bench.gpu_round --out "$out/round.json" ;;
+        launch) step launch python3 -m bench.gpu_round --launch --out "$out/launch.json" ;;
         sanitize)
             step sanitizer_memcheck compute-sanitizer --tool memcheck --error-exitcode 1 "${sanitized[@]}"
             step sanitizer_racecheck compute-sanitizer --tool racecheck --error-exitcode 1 --kernel-regex kns=accept \
@@ -34,7 +36,7 @@ for name in $steps; do
             step sanitizer_initcheck compute-sanitizer --tool initcheck --error-exitcode 1 "${sanitized[@]}"
             ;;
         pytest) step benchmark python3 -m pytest bench/ --benchmark-only --benchmark-json "$out/benchmark.json" ;;
-        *) echo "got step '$name', expected tests, accept, sweep, round, sanitize or pytest" >&2; exit 2 ;;
+        *) echo "got step '$name', expected tests, accept, sweep, round, launch, sanitize or pytest" >&2; exit 2 ;;
     esac
 done
 exit $failed
