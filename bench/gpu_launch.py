@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,8 @@ def queued(call: Call, count: int = COUNT) -> dict[str, float]:
     return percentiles(np.array(taken) * 1e-9)
 
 
-def launch_row(name: str, call: Call, both: bool = True, **facts: object) -> Row:
+def launch_row(name: str, call: Call, facts: Mapping[str, Any] = MappingProxyType({}), both: bool = True) -> Row:
+    """Times a call; `facts` go into the row."""
     row = {"study": "launch", "name": name, **facts, "idle": idle(call)}
     if both:
         row["queued"] = queued(call)
@@ -142,17 +144,21 @@ def chain_rows(driver: Driver, chains: Chains, stream: int) -> Iterator[Row]:
     rows = []
     for kernels in CHAINS:
         executable = driver.instantiate(chains.raw(kernels))
-        rows.append(launch_row(f"{kernels} kernels", driver.call("cuGraphLaunch", executable, stream), outside=kernels))
+        rows.append(
+            launch_row(f"{kernels} kernels", driver.call("cuGraphLaunch", executable, stream), {"outside": kernels})
+        )
         yield rows[-1]
     yield {"study": "fit", "name": "plain graphs, idle", **fit(rows, ("outside",))}
     for kernels in (CHAINS[0], CHAINS[-1]):
         chains[kernels].instantiate()
-        yield launch_row(f"{kernels} kernels, graph.replay()", chains[kernels].replay, outside=kernels)
+        yield launch_row(f"{kernels} kernels, graph.replay()", chains[kernels].replay, {"outside": kernels})
     parts = driver.instantiate(driver.chain([chains.raw(10)] * 10))
-    yield launch_row("100 kernels in 10 child graphs", driver.call("cuGraphLaunch", parts, stream), outside=100)
+    yield launch_row("100 kernels in 10 child graphs", driver.call("cuGraphLaunch", parts, stream), {"outside": 100})
     side = torch.cuda.Stream().cuda_stream
     executable = driver.instantiate(chains.raw(100))
-    yield launch_row("100 kernels, a stream of its own", driver.call("cuGraphLaunch", executable, side), outside=100)
+    yield launch_row(
+        "100 kernels, a stream of its own", driver.call("cuGraphLaunch", executable, side), {"outside": 100}
+    )
 
 
 # ---- rounds of the device loop
@@ -188,7 +194,7 @@ def loop_rows(chains: Chains, stream: int) -> Iterator[Row]:
         made = device_round([chains.raw(head)], [chains.raw(body)], finished, packed, packed)
         made.upload(stream)
         nodes = loop_nodes([head], [body])
-        rows.append(launch_row(f"WHILE loop, {head} kernels + {body} inside", bare(made, stream), **nodes))
+        rows.append(launch_row(f"WHILE loop, {head} kernels + {body} inside", bare(made, stream), nodes))
         yield rows[-1]
     yield {"study": "fit", "name": "loops, idle", **fit(rows, ("outside", "inside"))}
 
@@ -238,25 +244,26 @@ def round_rows(driver: Driver, engine: RSDInferenceEngine, loops: dict[str, floa
     head_nodes = [stages[name]["nodes"] for name in captured.head]
     body_nodes = [stages[name]["nodes"] for name in ("forward", "accept")]
     nodes = loop_nodes(head_nodes, body_nodes)
-    row = partial(launch_row, mode=engine.mode, **nodes, expected_us=expected(loops, **nodes))
+    facts = {"mode": engine.mode, **nodes}
+    row = partial(launch_row, facts={**facts, "expected_us": expected(loops, **nodes)})
     launch = bare(loop._round, stream)
     yield row(f"{engine.mode}: round, cudaGraphLaunch", launch)
     yield row(f"{engine.mode}: round, DeviceLoop.launch()", loop.launch, both=False)
     if not whole:
         return
-    plain = partial(launch_row, mode=engine.mode)
     for name, parts, size in (
         ("one pass", body, sum(body_nodes)),
         (f"{passes} passes without WHILE", head + body * passes, sum(head_nodes) + passes * sum(body_nodes)),
     ):
         executable = driver.instantiate(driver.chain(parts))
-        yield plain(f"{engine.mode}: {name}", driver.call("cuGraphLaunch", executable, stream), outside=size)
+        call = driver.call("cuGraphLaunch", executable, stream)
+        yield launch_row(f"{engine.mode}: {name}", call, {"mode": engine.mode, "outside": size})
     yield row(f"{engine.mode}: round, DeviceRound.launch()", partial(loop._round.launch, stream), both=False)
     side = torch.cuda.Stream().cuda_stream
     yield row(f"{engine.mode}: round, a stream of its own", bare(loop._round, side), both=False)
     yield {
         **{"study": "launch", "name": f"{engine.mode}: round, after {1e3 * REST:.0f} ms of sleep"},
-        **{"mode": engine.mode, **nodes, "idle": idle(launch, 100, REST)},
+        **{**facts, "idle": idle(launch, 100, REST)},
     }
 
     def upload_and_synchronize(_: int) -> None:
@@ -267,13 +274,13 @@ def round_rows(driver: Driver, engine: RSDInferenceEngine, loops: dict[str, floa
     taken = nanoseconds(launch, COUNT, upload_and_synchronize)
     yield {
         **{"study": "launch", "name": f"{engine.mode}: round, uploaded before each launch"},
-        **{"mode": engine.mode, **nodes, "idle": percentiles(np.array(taken) * 1e-9)},
+        **{**facts, "idle": percentiles(np.array(taken) * 1e-9)},
     }
     make = partial(device_round, head, body, captured.stages.finished, captured.stages.inputs, captured.stages.outputs)
     for upload in (False, True):
         name = f"{engine.mode}: first launch, {'' if upload else 'not '}uploaded"
         yield {
-            **{"study": "launch", "name": name, "mode": engine.mode, **nodes},
+            **{"study": "launch", "name": name, **facts},
             "idle": first_launches(make, stream, upload),
         }
 

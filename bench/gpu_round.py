@@ -27,11 +27,12 @@ from bench import gpu_launch, gpu_spread
 from bench.cuda_driver import Driver
 from bench.gpu_accept import copy_bandwidth, machine
 from bench.rounds import INSTRUCTION, MODES, observation, percentiles
+from rsd_fast.decoding import Mode
 from rsd_fast.engine import RSDInferenceEngine
 from rsd_fast.runtime import DeviceLoop
 
 RUNTIMES = ("device-loop", "graph", "eager")  # what matters first: an eager round takes tens of milliseconds
-STUDIED = ("rsd", "sequential", "parallel")  # by --launch; the first one in every variant
+STUDIED: tuple[Mode, ...] = ("rsd", "sequential", "parallel")  # by --launch; the first one in every variant
 
 
 @torch.inference_mode()

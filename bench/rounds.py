@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-MODES = ("sequential", "rsd", "jacobi", "parallel")
+from rsd_fast.decoding import Mode
+
+MODES: tuple[Mode, ...] = ("sequential", "rsd", "jacobi", "parallel")
 INSTRUCTION = "lift the red cube"
 
 
