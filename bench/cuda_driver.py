@@ -26,6 +26,7 @@ SIGNATURES = {
     "cuEventCreate": (HANDLES, c_uint),
     "cuEventRecord": (HANDLE, HANDLE),
     "cuEventSynchronize": (HANDLE,),
+    "cuMemsetD32Async": (c_ulonglong, c_uint, c_size_t, HANDLE),
 }
 NO_TIMES = 2  # CU_EVENT_DISABLE_TIMING
 

@@ -109,7 +109,7 @@ def fit(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, float]:
     return dict(zip(("us", *(f"us_per_{column}" for column in columns)), solved, strict=True))
 
 
-def expected(line_of: dict[str, float], outside: int, inside: int) -> float:
+def expected(line_of: Row, outside: int, inside: int) -> float:
     """By a fit over loops."""
     return line_of["us"] + outside * line_of["us_per_outside"] + inside * line_of["us_per_inside"]
 
@@ -118,25 +118,61 @@ def expected(line_of: dict[str, float], outside: int, inside: int) -> float:
 
 
 class Chains:
-    """Graphs of `kernels` trivial kernels in a line; kept alive."""
+    """Graphs of trivial kernels; kept alive. `chains[100]` is a line of a hundred."""
 
     def __init__(self) -> None:
-        self._word = torch.zeros(1, device="cuda")
+        self._words = torch.zeros(2, device="cuda").split(1)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._word.add_(1)
+        self._others: list[torch.cuda.CUDAGraph] = []
+        self.kernels(1)
         torch.cuda.synchronize()
+
+    def kernels(self, count: int, word: int = 0) -> None:
+        for _ in range(count):
+            self._words[word].add_(1)
 
     def __getitem__(self, kernels: int) -> torch.cuda.CUDAGraph:
         if kernels not in self._graphs:
-            graph = torch.cuda.CUDAGraph(keep_graph=True)
-            with torch.cuda.graph(graph):
-                for _ in range(kernels):
-                    self._word.add_(1)
-            self._graphs[kernels] = graph
+            self._graphs[kernels] = self._captured(lambda: self.kernels(kernels))
         return self._graphs[kernels]
 
     def raw(self, kernels: int) -> int:
         return self[kernels].raw_cuda_graph()
+
+    def with_memsets(self, driver: Driver) -> int:
+        """A hundred nodes, every tenth of them a memset."""
+
+        def run() -> None:
+            stream = torch.cuda.current_stream().cuda_stream
+            for _ in range(10):
+                self.kernels(9)
+                driver.do("cuMemsetD32Async", self._words[1].data_ptr(), 0, 1, stream)
+
+        return self._other(run)
+
+    def in_branches(self) -> int:
+        """A hundred kernels and two branches."""
+
+        def run() -> None:
+            here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+            side.wait_stream(here)
+            with torch.cuda.stream(side):
+                self.kernels(50, word=1)
+            self.kernels(50)
+            here.wait_stream(side)
+
+        return self._other(run)
+
+    def _other(self, run: Callable[[], None]) -> int:
+        self._others.append(self._captured(run))
+        return self._others[-1].raw_cuda_graph()
+
+    @staticmethod
+    def _captured(run: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
+        with torch.cuda.graph(graph):
+            run()
+        return graph
 
 
 def chain_rows(driver: Driver, chains: Chains, stream: int) -> Iterator[Row]:
@@ -152,13 +188,16 @@ def chain_rows(driver: Driver, chains: Chains, stream: int) -> Iterator[Row]:
     for kernels in (CHAINS[0], CHAINS[-1]):
         chains[kernels].instantiate()
         yield launch_row(f"{kernels} kernels, graph.replay()", chains[kernels].replay, {"outside": kernels})
-    parts = driver.instantiate(driver.chain([chains.raw(10)] * 10))
-    yield launch_row("100 kernels in 10 child graphs", driver.call("cuGraphLaunch", parts, stream), {"outside": 100})
+    for name, graph in (
+        ("100 kernels in 10 child graphs", driver.chain([chains.raw(10)] * 10)),
+        ("90 kernels, 10 memsets", chains.with_memsets(driver)),
+        ("100 kernels in two branches", chains.in_branches()),
+    ):
+        launch = driver.call("cuGraphLaunch", driver.instantiate(graph), stream)
+        yield launch_row(name, launch, {"outside": 100})
     side = torch.cuda.Stream().cuda_stream
-    executable = driver.instantiate(chains.raw(100))
-    yield launch_row(
-        "100 kernels, a stream of its own", driver.call("cuGraphLaunch", executable, side), {"outside": 100}
-    )
+    launch = driver.call("cuGraphLaunch", driver.instantiate(chains.raw(100)), side)
+    yield launch_row("100 kernels, a stream of its own", launch, {"outside": 100})
 
 
 # ---- rounds of the device loop
@@ -223,13 +262,13 @@ def captured_nodes(driver: Driver, captured: CapturedStages) -> dict[str, Row]:
     return facts
 
 
-def round_rows(driver: Driver, engine: RSDInferenceEngine, loops: dict[str, float], whole: bool) -> Iterator[Row]:
+def round_rows(driver: Driver, engine: RSDInferenceEngine, loops: Row, whole: bool) -> Iterator[Row]:
     """The round of an engine with the device loop.
 
     Args:
         driver: to launch with.
         engine: warmed up, with one round.
-        loops: the fit of `loop_rows`.
+        loops: the fit of `loop_rows`; empty for none.
         whole: everything, or the launch of the round alone.
     """
     (made, loop) = next(iter(engine._rounds.values()))
@@ -245,7 +284,8 @@ def round_rows(driver: Driver, engine: RSDInferenceEngine, loops: dict[str, floa
     body_nodes = [stages[name]["nodes"] for name in ("forward", "accept")]
     nodes = loop_nodes(head_nodes, body_nodes)
     facts = {"mode": engine.mode, **nodes}
-    row = partial(launch_row, facts={**facts, "expected_us": expected(loops, **nodes)})
+    fitted = {"expected_us": expected(loops, **nodes)} if "us" in loops else {}
+    row = partial(launch_row, facts={**facts, **fitted})
     launch = bare(loop._round, stream)
     yield row(f"{engine.mode}: round, cudaGraphLaunch", launch)
     yield row(f"{engine.mode}: round, DeviceLoop.launch()", loop.launch, both=False)

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import argparse
 import gc
-import itertools
 import json
 import time
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ def launch_note(row: dict[str, Any]) -> str:
 
 def study(out: Path, checkpoint: str | None, rounds: int, results: dict[str, Any]) -> None:
     """The host's time of launches, and the spread of rounds; rows are written as they come."""
+    failed: list[str] = []
 
     def emit(row: dict[str, Any]) -> None:
         results["rows"].append(row)
@@ -98,6 +100,18 @@ def study(out: Path, checkpoint: str | None, rounds: int, results: dict[str, Any
         else:
             print({name: value for name, value in row.items() if name != "study"}, flush=True)
 
+    def take(part: str, rows: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        """Emits the rows of a part and gives the last one."""
+        row: dict[str, Any] = {}
+        try:
+            for row in rows:
+                emit(row)
+        except Exception as error:  # the other parts still count; said again at the end
+            traceback.print_exc()
+            failed.append(part)
+            emit({"study": "failed", "name": part, "error": f"{type(error).__name__}: {error}"})
+        return row
+
     started = time.perf_counter()
     results["host"] = gpu_spread.host_description() | gpu_spread.machine_state()
     print(results["host"])
@@ -106,27 +120,23 @@ def study(out: Path, checkpoint: str | None, rounds: int, results: dict[str, Any
     chains = gpu_launch.Chains()
     print(gpu_launch.HEADER)
     with gpu_spread.collector(on=False):
-        for row in itertools.chain(
-            gpu_launch.python_rows(driver, stream),
-            gpu_launch.chain_rows(driver, chains, stream),
-            gpu_launch.loop_rows(chains, stream),
-        ):
-            emit(row)
-    loops = {name: value for name, value in results["rows"][-1].items() if name.startswith("us")}
+        take("python", gpu_launch.python_rows(driver, stream))
+        take("chains", gpu_launch.chain_rows(driver, chains, stream))
+        loops = take("loops", gpu_launch.loop_rows(chains, stream))
     for mode in STUDIED:
         engine = RSDInferenceEngine.from_pretrained(checkpoint, mode=mode, device="cuda", runtime="device-loop")
         engine.generate_action(observation(), INSTRUCTION)
         print(f"{mode}, {time.perf_counter() - started:.0f} s\n{gpu_spread.HEADER}")
         whole = mode == STUDIED[0]
-        for row in gpu_spread.spread_rows(driver, engine, rounds, whole):
-            emit(row)
+        take(f"{mode}, spread", gpu_spread.spread_rows(driver, engine, rounds, whole))
         print(gpu_launch.HEADER)
         with gpu_spread.collector(on=False):
-            for row in gpu_launch.round_rows(driver, engine, loops, whole):
-                emit(row)
-            for row in gpu_launch.path_rows(engine) if whole else ():
-                emit(row)
+            take(f"{mode}, round", gpu_launch.round_rows(driver, engine, loops, whole))
+            if whole:
+                take(f"{mode}, path", gpu_launch.path_rows(engine))
     print(f"{time.perf_counter() - started:.0f} s")
+    if failed:
+        raise SystemExit(f"parts failed: {failed}")
 
 
 def main() -> None:
