@@ -21,7 +21,7 @@ from torch import Tensor
 import rsd_fast
 from rsd_fast.acceptance import Acceptance, Granularity, Rule, parse_rule
 from rsd_fast.codec import RFSQCodec
-from rsd_fast.decoding import ChunkDecoder, Mode
+from rsd_fast.decoding import DRAFTED, ChunkDecoder, Mode
 from rsd_fast.kernels.registry import pick
 from rsd_fast.models.checkpoints import PolicyParts, check_fit, load_policy
 from rsd_fast.models.draft import DraftModel
@@ -44,9 +44,10 @@ class RSDInferenceEngine:
 
     Args:
         main_model: with its tokenizer.
-        draft_model: needed by mode `rsd`, unused by the others.
+        draft_model: needed by modes `rsd` and `conditioned`, unused by the others.
         rfsq_model: the codec.
-        mode: `sequential`, `rsd`, `jacobi` or `parallel` (see `rsd_fast.decoding`).
+        mode: `sequential`, `rsd`, `jacobi`, `parallel`, `conditioned` or `regression` (see `rsd_fast.decoding`); the
+            last three need a head of their own.
         rule: `exact`, `distance(LEVELS)`, `typical(TAU)`, or a `Rule`.
         granularity: `element` (partial acceptance) or `layer`.
         theta: share of elements that must be final (`element`) or agree (`layer`).
@@ -99,8 +100,8 @@ class RSDInferenceEngine:
         check_fit(PolicyParts(rfsq_model, main_model, draft_model))
         if main_model.tokenizer is None:
             raise ValueError("main_model has no tokenizer; set main_model.tokenizer or load it with from_pretrained")
-        if mode == "rsd" and draft_model is None:
-            raise ValueError("mode 'rsd' needs a draft_model; without one use 'jacobi', 'sequential' or 'parallel'")
+        if mode in DRAFTED and draft_model is None:
+            raise ValueError(f"mode {mode!r} needs a draft_model; without one use 'jacobi', 'sequential' or 'parallel'")
         main_model.head_for(mode)  # refuses a mode that none of its heads can serve
         if stop is not None and tolerance is not None:
             raise ValueError("got both stop and tolerance, expected at most one: tolerance chooses the stop")
@@ -113,7 +114,7 @@ class RSDInferenceEngine:
         positions = self.main.config.prefix_tokens + self.main.config.head.queries
         self.main.backbone = fuse_backbone(self.main.backbone, positions)
         self.main.vision_backbone = fuse_vision(self.main.vision_backbone)
-        self.draft = _to(draft_model, self.device, self.dtype) if mode == "rsd" and draft_model else None
+        self.draft = _to(draft_model, self.device, self.dtype) if mode in DRAFTED and draft_model else None
         self.tokenizer = main_model.tokenizer
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._decoder = ChunkDecoder(
@@ -162,7 +163,7 @@ class RSDInferenceEngine:
             ValueError: the parts do not fit together.
         """
         device = choose_device(settings.get("device", "auto"))
-        parts = load_policy(path_or_hub_id, draft if mode == "rsd" else None, device)
+        parts = load_policy(path_or_hub_id, draft if mode in DRAFTED else None, device)
         return cls(parts.main, parts.draft, parts.codec, mode=mode, **settings)
 
     # ---- observation -> actions
@@ -198,7 +199,7 @@ class RSDInferenceEngine:
             - `accepted_layers`: layers kept from the draft in the first pass, a mean over the elements.
             - `match_rates`, `kept_rates`: per drafted layer, the share of elements whose draft agreed with main, and
               whose draft code was kept.
-            - `codes`: int32 `[L, T, D]`.
+            - `codes`: int32 `[L, T, D]`; in mode regression `[0, T, D]`.
             - `ms`: milliseconds by stage (`vision`, `prefill`, `draft`, `passes`, `tail`, `total`) of the whole call.
             - `batch`: chunks in the call.
 
@@ -213,7 +214,8 @@ class RSDInferenceEngine:
         for size in split(len(inputs), self.batch_sizes):
             loop, outputs = self._decode(inputs[len(infos) : len(infos) + size])
             actions.append(outputs["actions"].clone())
-            infos += describe_state(outputs, self._decoder.steps * self.codec.config.latent_dims)
+            elements = self._decoder.steps * self.codec.config.latent_dims
+            infos += describe_state(outputs, elements, has_codes=self.mode != "regression")
             ms = {stage: ms[stage] + spent for stage, spent in loop.milliseconds().items()}
         ms["total"] = 1e3 * (time.perf_counter() - started)
         for info in infos:

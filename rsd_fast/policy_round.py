@@ -80,11 +80,13 @@ class PolicyRound:
                 self.draft_uniforms = torch.zeros(batch, parts.draft.config.layers, steps, dims, device=device)
         self.head = parts.main.head_for(parts.decoder.mode)
         # One run of the backbone instead of two.
-        self.rider = self.head if parts.decoder.mode == "parallel" and parts.main.can_ride(self.head) else None
+        self.rider = self.head if parts.main.can_ride(self.head) else None
+        self.gives_actions = parts.decoder.mode == "regression"
         # What the stages hand on.
         self._features: Tensor | None = None
         self._prefix: Prefix | None = None
         self._logits: Tensor | None = None
+        self._normalized: Tensor | None = None
         self._draft_probs: Tensor | None = None
 
     def fill(self, inputs: PolicyInputs) -> None:
@@ -137,23 +139,29 @@ class PolicyRound:
         self.start(proposal)
 
     def start(self, proposal: Proposal | None) -> None:
-        """A fresh state, with a proposal in mode rsd."""
+        """A fresh state, with a proposal in modes rsd and conditioned."""
         self.parts.decoder.begin_(self.state, proposal)
         self._draft_probs = None
         if proposal is not None and self.uniforms is not None:
             self._draft_probs = self.parts.decoder.padded_probs(proposal)
 
     def forward(self) -> None:
-        """One pass: codes -> logits."""
+        """One pass: codes -> logits, or in mode regression nothing -> normalised actions."""
         assert self._prefix is not None
-        self._logits = self.parts.main.decode(self._prefix, self.state.codes, self.head)
+        if self.gives_actions:
+            self._normalized = self.parts.main.actions(self._prefix, self.head)
+        else:
+            self._logits = self.parts.main.decode(self._prefix, self.state.codes, self.head)
 
     def accept(self) -> None:
         """The tail of a pass."""
+        decoder, actions = self.parts.decoder, self.outputs.on_device["actions"]
+        if self.gives_actions:
+            assert self._normalized is not None
+            decoder.accept_actions(self._normalized, self.state, actions)
+            return
         assert self._logits is not None
-        self.parts.decoder.accept(
-            self._logits, self.state, self.outputs.on_device["actions"], self.uniforms, self._draft_probs
-        )
+        decoder.accept(self._logits, self.state, actions, self.uniforms, self._draft_probs)
 
 
 def split(count: int, sizes: Sequence[int]) -> list[int]:
@@ -164,10 +172,15 @@ def split(count: int, sizes: Sequence[int]) -> list[int]:
     return parts
 
 
-def describe_state(outputs: dict[str, Int32[Tensor, "..."]], elements: int) -> list[dict[str, object]]:
+def describe_state(
+    outputs: dict[str, Int32[Tensor, "..."]], elements: int, has_codes: bool = True
+) -> list[dict[str, object]]:
     """Per chunk, from a round's outputs on the host: `passes`, `accepted_layers`, `match_rates`, `kept_rates`, `codes`.
 
-    `elements` is T * D.
+    Args:
+        outputs: of the round.
+        elements: T * D.
+        has_codes: false in mode regression: `codes` are then those of no layer.
     """
     agreed, kept = outputs["agreed"], outputs["kept"]
     infos: list[dict[str, object]] = []
@@ -179,7 +192,7 @@ def describe_state(outputs: dict[str, Int32[Tensor, "..."]], elements: int) -> l
                 "accepted_layers": kept[row][drafted].sum().item() / elements,
                 "match_rates": (agreed[row][drafted] / elements).tolist(),
                 "kept_rates": (kept[row][drafted] / elements).tolist(),
-                "codes": outputs["codes"][row].clone().numpy(),
+                "codes": outputs["codes"][row, : None if has_codes else 0].clone().numpy(),
             }
         )
     return infos

@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-MODES = ("sequential", "rsd", "jacobi", "parallel")  # the engine's, named here because importing it loads torch
+# The engine's modes, and those that need a draft model; named here because importing it loads torch.
+MODES = ("sequential", "rsd", "jacobi", "parallel", "conditioned", "regression")
+DRAFTED = ("rsd", "conditioned")
 EXPERT = "expert"  # no mode of the engine: the suite's scripted expert acts, inside the simulator
 
 
@@ -19,7 +21,7 @@ class DecodeSettings:
     """How the modes decode. A mode string can set any of these for itself: "rsd:theta=1,rule=exact"."""
 
     draft: Literal["regression", "coarse", "original"] = "coarse"
-    """Which draft model of the checkpoint proposes (mode rsd)."""
+    """Which draft model of the checkpoint proposes (modes rsd and conditioned)."""
     rule: str = "typical(0.1)"
     """When a drafted code may stand: exact, distance(LEVELS) or typical(TAU)."""
     granularity: Literal["element", "layer"] = "element"
@@ -54,7 +56,7 @@ class ModeChoice:
     @property
     def draft(self) -> str | None:
         """The draft model it needs."""
-        return self.settings.draft if self.mode == "rsd" else None
+        return self.settings.draft if self.mode in DRAFTED else None
 
     @property
     def is_expert(self) -> bool:
@@ -151,8 +153,9 @@ class EvalConfig:
     trials: int = 20
     """Episodes a task and mode, at the suite's evaluation states 0, 1, 2, ..."""
     modes: tuple[str, ...] = ("sequential", "rsd")
-    """sequential, rsd, jacobi or parallel, each with settings of its own if wanted (see above); expert is the suite's
-    scripted expert, which sees the simulator's state. The first is the baseline of every ratio."""
+    """sequential, rsd, jacobi, parallel, conditioned or regression, each with settings of its own if wanted (see
+    above); the last three need a head of their own in the checkpoint. expert is the suite's scripted expert, which sees
+    the simulator's state. The first is the baseline of every ratio."""
     checkpoint: str = "robosuite-nano"
     """Policy: a folder, the name of a shipped checkpoint, or a hub id."""
     out: Path = Path("results/eval")
@@ -279,10 +282,10 @@ class ProfileConfig:
 
     checkpoint: str = "robosuite-nano"
     """Policy: a folder, the name of a shipped checkpoint, or a hub id."""
-    mode: Literal["sequential", "rsd", "jacobi", "parallel"] = "rsd"
+    mode: Literal["sequential", "rsd", "jacobi", "parallel", "conditioned", "regression"] = "rsd"
     """How to decode."""
     draft: Literal["regression", "coarse"] = "coarse"
-    """Which draft model proposes (mode rsd)."""
+    """Which draft model proposes (modes rsd and conditioned)."""
     runtime: Literal["auto", "eager", "graph", "device-loop"] = "auto"
     """How rounds are driven. With device-loop the host marks one range a round; graph marks every stage."""
     device: str = "auto"

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from .config import DRAFTED
 from .records import EpisodeRow
 
 STAGES = ("vision", "prefill", "draft", "pass", "tail")
@@ -19,8 +20,8 @@ def read_geometry(path: Path, layers: int | None = None) -> Milliseconds:
 
     Args:
         path: JSON with `vision_ms`, `prefill_ms`, `draft_ms`, `pass_ms` and `tail_ms`, of one chunk and one pass; and
-            `parallel_ms`, if known, of a whole chunk of mode parallel, whose queries go along with the prefill. An
-            object `original` in it, with the same names, has those of the original code.
+            `parallel_ms`, if known, of a whole chunk of mode parallel or regression, whose queries go along with the
+            prefill. An object `original` in it, with the same names, has those of the original code.
         layers: of the policy's code; with 8 the times of `original` are taken, where there are some.
 
     Raises:
@@ -41,9 +42,10 @@ def read_geometry(path: Path, layers: int | None = None) -> Milliseconds:
 
 
 def replay(rows: Iterable[EpisodeRow], times: Milliseconds) -> list[EpisodeRow]:
-    """The rows with latencies from their passes: vision + prefill + draft (mode rsd) + passes * (pass + tail).
+    """The rows with latencies from their passes: vision + prefill + draft (where one is) + passes * (pass + tail).
 
-    Mode parallel takes what it was measured to take as a whole, where that is known.
+    Modes parallel and regression take what parallel was measured to take as a whole, where that is known: both have
+    their queries in the prefill, and regression fewer of them.
     Nothing else is in them: no transfers, no gaps, no jitter of a stage. Percentiles vary by passes alone.
     """
     replayed = []
@@ -54,11 +56,11 @@ def replay(rows: Iterable[EpisodeRow], times: Milliseconds) -> list[EpisodeRow]:
 
 
 def _stages(row: EpisodeRow, times: Milliseconds) -> dict[str, list[float]]:
-    if row.settings.get("mode") == "parallel" and "parallel" in times:
+    if row.settings.get("mode") in ("parallel", "regression") and "parallel" in times:
         rest = {"prefill": times["parallel"] - times["vision"], "draft": 0.0, "passes": 0.0, "tail": 0.0}
         return {name: [ms] * len(row.passes) for name, ms in {"vision": times["vision"], **rest}.items()}
     once = {"vision": times["vision"], "prefill": times["prefill"]}
-    once |= {"draft": times["draft"] if row.settings.get("mode") == "rsd" else 0.0}
+    once |= {"draft": times["draft"] if row.settings.get("mode") in DRAFTED else 0.0}
     return {name: [ms] * len(row.passes) for name, ms in once.items()} | {
         "passes": [count * times["pass"] for count in row.passes],
         "tail": [count * times["tail"] for count in row.passes],

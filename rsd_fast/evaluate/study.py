@@ -147,7 +147,7 @@ def sentence(group: Group, summary: Summary) -> str:
 
 
 def against_rival(policy: Policy, best: Group) -> str:
-    """The recommended setting against the fastest mode without a draft model that pays; empty where there is none."""
+    """The recommended setting against the fastest of the modes that are not RSD and pay; empty where there is none."""
     summary = policy.judged
     others = [group for group in summary.over_all if summary.settings[group.mode].get("mode") != "rsd"]
     rivals = [group for group in others if judge(group, summary).pays]
@@ -159,7 +159,7 @@ def against_rival(policy: Policy, best: Group) -> str:
     if test.difference is None or speed is None:
         return ""
     return (
-        f"Against `{rival.mode}`, of the modes without a draft that pay the fastest "
+        f"Against `{rival.mode}`, of the other modes that pay the fastest "
         f"({tables.number(rival.passes, 2)} passes): {tables.points(test.difference)} over {test.pairs} pairs, "
         f"p = {test.p_value:.2g}, at {speed:.2f}x its speed; {judge_rival(test, speed)}."
     )
@@ -178,8 +178,9 @@ def section(config: StudyConfig, policy: Policy) -> str:
         assert policy.times is not None
         told = ", ".join(f"{name} {ms:.2f}" for name, ms in policy.times.items())
         parts["The same passes at the other geometry"] = (
-            f"Measured stages [ms]: {told}. A chunk is vision + prefill + draft (RSD) + passes x (pass + tail); one of "
-            "mode parallel takes what it was measured to take as a whole, where that is known. "
+            f"Measured stages [ms]: {told}. A chunk is vision + prefill + draft (RSD, conditioned) + passes x "
+            "(pass + tail); one of modes parallel and regression takes what parallel was measured to take as a whole, "
+            "where that is known. "
             "Percentiles vary by passes alone.\n\n" + tables.markdown(latencies(policy.replayed))
         )
     parts["Passes and kept layers by phase of the episode"] = tables.markdown(phases(summary))

@@ -37,8 +37,8 @@ def write_card(config: AllTraining, metrics: Mapping[str, Any]) -> Path:
         "## Codec\n\nError on held-out actions after each layer.\n\n" + table(metrics["codec"]["layers"]),
         "## Accuracy by layer\n\n" + _layers_text() + "\n\n" + table(_by_layer(offline)),
         f"## Error of the action\n\n{offline['samples']} held-out chunks, physical units; greedy, RSD at its default "
-        "setting, each baseline of one pass from its own head on the same backbone. The held-out demonstrations also chose "
-        "the best weights, so these errors are a little flattering.\n\n" + table(offline["table"]),
+        "setting, baselines of one pass from heads of their own on the same backbone. The held-out demonstrations also "
+        "chose the best weights, so these errors are a little flattering.\n\n" + table(offline["table"]),
         "## Success in the simulator\n\n" + success_table(config.success),
         "## Commands\n\n```\n" + "\n".join(_commands(config, metrics["data"])) + "\n```",
     ]

@@ -132,8 +132,8 @@ def objective(
 
 def loss_weights(config: MainTraining) -> dict[str, float]:
     """By head, those that are not 0; the hierarchical head's is 1."""
-    weights = {head: config.baseline_weight for head in config.heads}
-    weights |= {"hierarchical": 1.0} | ({"parallel": config.parallel_weight} if "parallel" in weights else {})
+    own = {"hierarchical": 1.0, "parallel": config.parallel_weight}
+    weights: dict[str, float] = {head: own.get(head, config.baseline_weight) for head in config.heads}
     return {head: weight for head, weight in weights.items() if weight > 0}
 
 

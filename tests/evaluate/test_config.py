@@ -5,7 +5,8 @@ from typing import get_args
 
 import pytest
 
-from rsd_fast.decoding import Mode
+from rsd_fast.decoding import DRAFTED, Mode
+from rsd_fast.evaluate import config
 from rsd_fast.evaluate.config import MODES, DecodeSettings, EvalConfig, parse_mode, split_modes
 
 
@@ -30,13 +31,15 @@ def test_a_mode_changes_only_what_it_names() -> None:
     assert choice.draft == "coarse"
     for word, told in (("on", True), ("off", False)):
         assert parse_mode(f"sequential:expected_last={word}", DecodeSettings()).settings.expected_last is told
-    assert parse_mode("sequential", DecodeSettings()).draft is None
+    for mode in ("sequential", "parallel", "regression"):
+        assert parse_mode(mode, DecodeSettings()).draft is None
+    assert parse_mode("conditioned:draft=regression", DecodeSettings()).draft == "regression"
 
 
 @pytest.mark.parametrize(
     ("modes", "message"),
     [
-        (["fast"], r"got mode 'fast', expected one of \['sequential', 'rsd', 'jacobi', 'parallel', 'expert'\]"),
+        (["fast"], r"got mode 'fast', expected one of \['sequential', 'rsd', .*'regression', 'expert'\]"),
         (["expert:theta=1"], "got 'expert:theta=1', expected 'expert': it decodes nothing"),
         (["rsd:tau=1"], r"got 'tau=1' .* expected NAME=VALUE with one of \['draft', "),
         (["rsd:theta=much"], "got 'much' for theta .* expected a number"),
@@ -64,4 +67,4 @@ def test_assets_are_for_libero_alone() -> None:
 
 
 def test_the_modes_are_those_of_the_engine() -> None:
-    assert get_args(Mode) == MODES
+    assert get_args(Mode) == MODES and DRAFTED == config.DRAFTED

@@ -15,12 +15,14 @@ from rsd_fast.evaluate.actions import simulator_actions
 from rsd_fast.evaluate.config import EvalConfig
 from rsd_fast.evaluate.episodes import picture_size
 from rsd_fast.evaluate.policies import Policies, load_policies
+from rsd_fast.evaluate.statistics import summarise
 from rsd_fast.models.convert import run as convert
 from rsd_fast.models.convert_config import ConvertConfig
 from rsd_fast.sim.suites import get_suite
 from tests.evaluate.conftest import Run
 from tests.evaluate.fakes import FakePolicy, FakeSuite
 from tests.models.original_files import parts, write_everything
+from tests.policies import four_heads, tiny_policy
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "eval_openvla_style.py"
 PROCESS = runpy.run_path(str(SCRIPT))["process_action"]
@@ -51,6 +53,29 @@ def test_a_checkpoint_of_ours_speaks_the_simulator_s() -> None:
     policies = load_policies(config)
     assert (policies.gripper, policies.gpu) == ("simulator", None)
     assert picture_size(config, get_suite("robosuite"), policies) == 128
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_every_mode_of_a_checkpoint_with_all_heads_runs_and_is_recorded(run: Run, tmp_path: Path, batch: int) -> None:
+    policy = four_heads(tiny_policy("regression"))
+    policy.codec.save_pretrained(tmp_path / "policy" / "codec")
+    policy.main.save_pretrained(tmp_path / "policy" / "main")
+    for draft in ("regression", "coarse"):
+        tiny_policy(draft).draft.save_pretrained(tmp_path / "policy" / f"draft-{draft}")
+    one_pass = ("parallel", "regression", "conditioned", "conditioned:draft=regression")
+    modes = ("sequential", "rsd", *one_pass)
+    config = EvalConfig(checkpoint=str(tmp_path / "policy"), modes=modes, device="cpu", batch=batch)
+    records = run(policies=load_policies(config), modes=modes, batch=batch, trials=2)
+    rows = {row.mode: row for row in records.rows.values() if row.init_state == 0}
+    assert rows.keys() == set(modes) and all(row.outcome != "error" for row in records.rows.values())
+    for mode in one_pass:
+        assert set(rows[mode].passes) == {1} and set(rows[mode].accepted_layers) == {0.0}
+        assert all(rates == [] for rates in rows[mode].kept_rates)
+        draft = {"conditioned": "coarse", "conditioned:draft=regression": "regression"}.get(mode)
+        assert rows[mode].settings["draft"] == draft
+    assert len({rows[mode].codes for mode in one_pass}) == len(one_pass)
+    summary = summarise(list(records.rows.values()), list(modes))
+    assert [group.passes for group in summary.over_all][2:] == [1.0] * 4
 
 
 def test_the_expert_alone_needs_no_checkpoint() -> None:

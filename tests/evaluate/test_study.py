@@ -65,10 +65,14 @@ def test_passes_are_replayed_at_the_other_geometry(make_row: MakeRow, stages: Pa
 def test_a_parallel_chunk_takes_what_it_was_measured_to_take(make_row: MakeRow, tmp_path: Path) -> None:
     path = tmp_path / "with_parallel.json"
     path.write_text(json.dumps({**TIMES, "parallel_ms": 12.5}))
-    parallel = {**make_row().settings, "mode": "parallel"}
-    (told, other) = replay([make_row(passes=[1, 1], settings=parallel), make_row(passes=[1, 1])], read_geometry(path))
-    assert told.ms == [12.5, 12.5]
+    rows = [
+        make_row(passes=[1, 1], settings={**make_row().settings, "mode": mode})
+        for mode in ("parallel", "regression", "sequential", "conditioned")
+    ]
+    parallel, regression, other, conditioned = replay(rows, read_geometry(path))
+    assert parallel.ms == regression.ms == [12.5, 12.5]
     assert other.ms == [17.0, 17.0]
+    assert conditioned.ms == [18.0, 18.0]  # and its draft
 
 
 def test_the_original_code_has_times_of_its_own(stages: Path) -> None:

@@ -10,10 +10,13 @@ from torch import Tensor
 from rsd_fast.acceptance import Acceptance, lossless
 from rsd_fast.decoding import ChunkDecoder
 from rsd_fast.engine import RSDInferenceEngine
+from rsd_fast.models.checkpoints import load_policy
 from rsd_fast.models.inputs import PolicyInputs
+from rsd_fast.observation import build_inputs
 from rsd_fast.policy_round import PolicyRound, RoundParts
 from rsd_fast.proposal import Proposal
 from rsd_fast.runtime import RoundLoop, make_loop
+from tests.policies import four_heads
 
 pytestmark = pytest.mark.gpu
 
@@ -190,3 +193,30 @@ def test_token_buckets_change_rounding_only():
     assert (short_info["codes"] == info["codes"]).mean() > 0.9
     np.testing.assert_allclose(short, actions, atol=0.1)
     assert bucketed.memory()["graphs"] > 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "draft"), [("conditioned", "regression"), ("conditioned", "coarse"), ("regression", None)]
+)
+def test_heads_of_one_pass_decode_the_same_with_every_runtime(mode: str, draft: str | None):
+    """With fresh heads on the shipped backbone; the regression is held against itself, unfused, too."""
+    seen, told = observations(6), ["lift the red cube"] * 6
+    results = []
+    for runtime in RUNTIMES:
+        parts = four_heads(load_policy(draft=draft))
+        engine = RSDInferenceEngine(
+            parts.main, parts.draft, parts.codec, mode=mode, device="cuda", runtime=runtime, batch_sizes=(4,)
+        )
+        actions, infos = engine.generate_actions(seen, told)
+        assert [info["passes"] for info in infos] == [1] * 6
+        results.append((actions, np.stack([info["codes"] for info in infos])))
+        assert np.isfinite(actions).all() and not np.array_equal(actions[0], actions[1])
+    if mode == "regression":
+        plain = four_heads(load_policy(draft=None))
+        inputs = build_inputs(seen, told, plain.main.config, plain.main.tokenizer)
+        with torch.inference_mode():
+            wanted = plain.codec.normalizer.unnormalize(plain.main.actions(plain.main.prefill(inputs)))
+        np.testing.assert_allclose(results[0][0], wanted.numpy(), atol=0.05)  # bfloat16 against float32
+    for actions, codes in results[1:]:
+        np.testing.assert_array_equal(actions, results[0][0])
+        np.testing.assert_array_equal(codes, results[0][1])
