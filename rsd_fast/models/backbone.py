@@ -196,10 +196,23 @@ class Backbone(nn.Module):
 
         `start` is the position of the first query; by default the one behind the prefix.
         """
+        start = prefix_mask.shape[1] if start is None else start
+        positions = torch.arange(start, start + x.shape[1], device=x.device)
+        return self.decode_at(positions, x, keys, values, prefix_mask, query_mask)
+
+    def decode_at(
+        self,
+        positions: Int[Tensor, " Q"],
+        x: Float[Tensor, "B Q width"],
+        keys: list[Tensor],
+        values: list[Tensor],
+        prefix_mask: Bool[Tensor, "B P"],
+        query_mask: Bool[Tensor, "Q Q"],
+    ) -> Float[Tensor, "B Q width"]:
+        """`decode` with a position for each query."""
         batch, queries = x.shape[:2]
         prefix_tokens = prefix_mask.shape[1]
-        start = prefix_tokens if start is None else start
-        rotary = rotary_table(self.config, torch.arange(start, start + queries, device=x.device))
+        rotary = rotary_table(self.config, positions)
         attention = torch.cat(
             [
                 prefix_mask[:, None, None, :].expand(-1, 1, queries, -1),

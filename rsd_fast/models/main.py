@@ -168,10 +168,9 @@ class MainModel(
         if rider is None:
             keys, values, hidden = self.backbone.prefill(x, mask, room)
             return Prefix(keys, values, hidden, mask)
-        head = self.heads[rider]
         if not self.can_ride(rider):
             raise ValueError(f"got rider {rider!r}, expected a head whose queries do not depend on codes")
-        assert isinstance(head, QueryHead)
+        head = self.query_head(rider)
         queries = head.queries(self.no_codes(len(x), x.device)).to(x.dtype)
         done = self.backbone.joint(x, mask, queries, head.query_mask(), self.config.prefix_tokens, room)
         return Prefix(done.keys, done.values, done.hidden, mask, {rider: done.queries})
@@ -203,6 +202,12 @@ class MainModel(
         """Whether a head's queries can go through the backbone together with the prefix."""
         module = self.heads[head]
         return isinstance(module, QueryHead) and not module.READS_CODES
+
+    def query_head(self, name: str) -> QueryHead:
+        """A head that runs queries."""
+        module = self.heads[name]
+        assert isinstance(module, QueryHead)
+        return module
 
     def head_for(self, mode: str) -> str:
         """The head that a mode of decoding uses: the first one there is.
@@ -244,8 +249,7 @@ class MainModel(
         """A head's queries through the backbone, or what they became on the way through the prefill."""
         if head in prefix.riders:
             return prefix.riders[head]
-        module = self.heads[head]
-        assert isinstance(module, QueryHead)
+        module = self.query_head(head)
         return self.backbone.decode(
             module.queries(codes),
             prefix.keys,
@@ -254,6 +258,23 @@ class MainModel(
             module.query_mask(),
             start=self.config.prefix_tokens,  # also where the padding of a short instruction was left out
         )
+
+    def run_together(
+        self, prefix: Prefix, codes: dict[str, Int[Tensor, "B L T D"]]
+    ) -> dict[str, Float[Tensor, "B Q width"]]:
+        """The queries of several heads in one run of the backbone, each for its own codes; none sees another head's.
+
+        For training: as riders of a prefix, `decode` and `actions` take them from there, whatever codes they are asked
+        for then. Keys and values of the prefix are put together with those of the queries once, not once a head.
+        """
+        queries = [self.query_head(name).queries(of_head) for name, of_head in codes.items()]
+        counts = [of_head.shape[1] for of_head in queries]
+        start, device = self.config.prefix_tokens, prefix.mask.device
+        positions = torch.cat([torch.arange(start, start + count, device=device) for count in counts])
+        mask = torch.block_diag(*(self.query_head(name).query_mask() for name in codes))
+        x = torch.cat(queries, 1)
+        hidden = self.backbone.decode_at(positions, x, prefix.keys, prefix.values, prefix.mask, mask)
+        return dict(zip(codes, hidden.split(counts, 1), strict=True))
 
     def no_codes(self, batch: int, device: torch.device) -> Int[Tensor, "B L T D"]:
         """For the queries of heads that read none."""

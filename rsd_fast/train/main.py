@@ -113,6 +113,7 @@ def objective(
 
     def loss(model: MainModel, batch: MainBatch) -> tuple[Tensor, dict[str, Tensor]]:
         prefix = model.prefill(batch.inputs)
+        prefix.riders = model.run_together(prefix, {head: codes_read(head, batch) for head in weights})
         parts = {head: head_loss(model, head, prefix, batch, config.label_smoothing) for head in weights}
         total = torch.stack([weight * parts[head] for head, weight in weights.items()]).sum()
         return total, parts
@@ -137,6 +138,11 @@ def loss_weights(config: MainTraining) -> dict[str, float]:
     return {head: weight for head, weight in weights.items() if weight > 0}
 
 
+def codes_read(head: str, batch: MainBatch) -> Int[Tensor, "B L T D"]:
+    """What a head's queries are made of; some read nothing."""
+    return batch.nearest if head == "parallel" else batch.perturbed.prefix
+
+
 def head_loss(
     model: MainModel, head: str, prefix: Prefix, batch: MainBatch, label_smoothing: float
 ) -> Float[Tensor, ""]:
@@ -147,9 +153,8 @@ def head_loss(
     """
     if head == "regression":
         return F.l1_loss(model.actions(prefix, head), batch.actions)
-    if head == "parallel":
-        return cross_entropy(model.decode(prefix, batch.nearest, head), batch.nearest, label_smoothing)
-    logits, targets = model.decode(prefix, batch.perturbed.prefix, head), batch.perturbed.targets
+    logits = model.decode(prefix, codes_read(head, batch), head)
+    targets = batch.nearest if head == "parallel" else batch.perturbed.targets
     if head == "conditioned_queries":
         logits, targets = logits[:, -1], targets[:, -1]
     return cross_entropy(logits, targets, label_smoothing)

@@ -102,6 +102,26 @@ def test_the_fused_backbone_runs_them_too():
     assert torch.allclose(fused.decode(got, codes, CONDITIONED), main.decode(wanted, codes, CONDITIONED), atol=1e-4)
 
 
+@pytest.mark.parametrize("name", CODECS)
+def test_heads_that_run_together_do_what_each_does_alone_gradients_too(name: str):
+    main = copy.deepcopy(MAINS[name])
+    inputs = inputs_of(main, 2)
+    codes = {head: random_codes(main, 2, seed) for seed, head in enumerate(main.heads)}
+    gradients, answers = [], []
+    for together in (False, True):
+        main.zero_grad()
+        prefix = main.prefill(inputs)
+        if together:
+            prefix.riders = main.run_together(prefix, codes)
+        given = [main.decode(prefix, codes[head], head) for head in codes if head != "regression"]
+        answers.append([*given, main.actions(prefix)])
+        sum(answer.square().clamp_max(100).mean() for answer in answers[-1]).backward()
+        gradients.append([p.grad.clone() for p in main.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 20
+    for alone, beside in zip(answers[0] + gradients[0], answers[1] + gradients[1], strict=True):
+        torch.testing.assert_close(beside, alone, rtol=1e-3, atol=1e-4)
+
+
 def test_a_code_of_one_layer_gives_nothing_to_condition_on():
     head = ConditionedQueryHead(HeadConfig(steps=2, layers=1), 8)
     codes = torch.zeros(3, 1, 2, 7, dtype=torch.int32)
