@@ -16,6 +16,7 @@ The modes are the same loop with another first proposal:
 | parallel | none | one pass of a head that predicts all layers at once |
 | conditioned | the draft model's, all layers below the last | stays as it is; one pass of a head that reads it |
 | regression | none, and no codes | one pass of a head that gives actions |
+| draft | the draft model's chunk, as it is | no pass |
 
 Guarantees (tests/test_decoding.py): at granularity `layer`, rule `exact`, theta 1 the codes are bit-for-bit those of
 sequential decoding for any draft; no round takes more than `stop` passes; a row decodes the same alone or in a batch.
@@ -38,9 +39,11 @@ from rsd_fast.codec import RFSQCodec
 from rsd_fast.kernels.accept import ActionDecoder, RoundState, accept_
 from rsd_fast.proposal import Proposal
 
-Mode = Literal["sequential", "rsd", "jacobi", "parallel", "conditioned", "regression"]
+Mode = Literal["sequential", "rsd", "jacobi", "parallel", "conditioned", "regression", "draft"]
 MODES: tuple[str, ...] = get_args(Mode)
-DRAFTED = ("rsd", "conditioned")  # the modes that start from a draft model's proposal
+DRAFTED = ("rsd", "conditioned", "draft")  # the modes that need a draft model
+PROPOSED = ("rsd", "conditioned")  # those that start from its codes
+CODELESS = ("regression", "draft")  # those that decode no codes: actions come from elsewhere
 
 Pass = Callable[[Int[Tensor, "B L T D"]], Float[Tensor, "B L T D V"]]
 
@@ -104,8 +107,8 @@ class ChunkDecoder:
         Raises:
             ValueError: a proposal too much or too few, or in mode conditioned one of too few layers.
         """
-        if (proposal is not None) != (self.mode in DRAFTED):
-            raise ValueError(f"mode {self.mode} {'needs a' if self.mode in DRAFTED else 'takes no'} proposal")
+        if (proposal is not None) != (self.mode in PROPOSED):
+            raise ValueError(f"mode {self.mode} {'needs a' if self.mode in PROPOSED else 'takes no'} proposal")
         codes = None if proposal is None else proposal.top(self.stop).codes
         drafted = 0 if codes is None else codes.shape[1]
         if self.mode == "conditioned":
@@ -136,10 +139,10 @@ class ChunkDecoder:
             Actions in physical units, float32 `[B, T, A]`, and the final state (codes, passes, what was kept).
 
         Raises:
-            ValueError: as `begin_`; or mode regression, which has no codes.
+            ValueError: as `begin_`; or a mode without codes.
         """
-        if self.mode == "regression":
-            raise ValueError("got mode regression, expected a mode that decodes codes; see accept_actions")
+        if self.mode in CODELESS:
+            raise ValueError(f"got mode {self.mode}, expected a mode that decodes codes; see accept_actions")
         state = self.begin(batch, proposal)
         actions = torch.empty(batch, self.steps, self.codec.config.action_dims, device=state.codes.device)
         draft_probs = None
@@ -174,11 +177,11 @@ class ChunkDecoder:
         )
 
     def accept_actions(
-        self, normalized: Float[Tensor, "B T A"], state: RoundState, actions: Float[Tensor, "B T A"]
+        self, made: Float[Tensor, "B T A"], state: RoundState, actions: Float[Tensor, "B T A"]
     ) -> None:
-        """The tail of mode regression, which has no codes: writes `actions` in physical units and ends the round."""
-        actions.copy_(self.codec.normalizer.unnormalize(normalized))
-        state.passes.fill_(1)
+        """The tail of modes without codes: `actions` are those that were made, in physical units; ends the round."""
+        actions.copy_(made)
+        state.passes.fill_(1 if self.mode == "regression" else 0)
         state.finished.fill_(1)
 
     def padded_probs(self, proposal: Proposal) -> Float[Tensor, "B L T D V"] | None:

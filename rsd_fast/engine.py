@@ -21,7 +21,7 @@ from torch import Tensor
 import rsd_fast
 from rsd_fast.acceptance import Acceptance, Granularity, Rule, parse_rule
 from rsd_fast.codec import RFSQCodec
-from rsd_fast.decoding import DRAFTED, ChunkDecoder, Mode
+from rsd_fast.decoding import CODELESS, DRAFTED, ChunkDecoder, Mode
 from rsd_fast.kernels.registry import pick
 from rsd_fast.models.checkpoints import PolicyParts, check_fit, load_policy
 from rsd_fast.models.draft import DraftModel
@@ -44,10 +44,10 @@ class RSDInferenceEngine:
 
     Args:
         main_model: with its tokenizer.
-        draft_model: needed by modes `rsd` and `conditioned`, unused by the others.
+        draft_model: needed by modes `rsd`, `conditioned` and `draft`, unused by the others.
         rfsq_model: the codec.
-        mode: `sequential`, `rsd`, `jacobi`, `parallel`, `conditioned` or `regression` (see `rsd_fast.decoding`); the
-            last three need a head of their own.
+        mode: `sequential`, `rsd`, `jacobi`, `draft`, `parallel`, `conditioned` or `regression` (see
+            `rsd_fast.decoding`); the last three need a head of their own.
         rule: `exact`, `distance(LEVELS)`, `typical(TAU)`, or a `Rule`.
         granularity: `element` (partial acceptance) or `layer`.
         theta: share of elements that must be final (`element`) or agree (`layer`).
@@ -199,7 +199,7 @@ class RSDInferenceEngine:
             - `accepted_layers`: layers kept from the draft in the first pass, a mean over the elements.
             - `match_rates`, `kept_rates`: per drafted layer, the share of elements whose draft agreed with main, and
               whose draft code was kept.
-            - `codes`: int32 `[L, T, D]`; in mode regression `[0, T, D]`.
+            - `codes`: int32 `[L, T, D]`; in modes regression and draft `[0, T, D]`.
             - `ms`: milliseconds by stage (`vision`, `prefill`, `draft`, `passes`, `tail`, `total`) of the whole call.
             - `batch`: chunks in the call.
 
@@ -215,7 +215,7 @@ class RSDInferenceEngine:
             loop, outputs = self._decode(inputs[len(infos) : len(infos) + size])
             actions.append(outputs["actions"].clone())
             elements = self._decoder.steps * self.codec.config.latent_dims
-            infos += describe_state(outputs, elements, has_codes=self.mode != "regression")
+            infos += describe_state(outputs, elements, has_codes=self.mode not in CODELESS)
             ms = {stage: ms[stage] + spent for stage, spent in loop.milliseconds().items()}
         ms["total"] = 1e3 * (time.perf_counter() - started)
         for info in infos:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from rsd_fast.codec import RFSQCodec
-from rsd_fast.decoding import ChunkDecoder
+from rsd_fast.decoding import CODELESS, ChunkDecoder
 from rsd_fast.kernels.accept import RoundState
 from rsd_fast.models.draft import DraftModel
 from rsd_fast.models.inputs import PolicyInputs, Prefix
@@ -81,12 +81,12 @@ class PolicyRound:
         self.head = parts.main.head_for(parts.decoder.mode)
         # One run of the backbone instead of two.
         self.rider = self.head if parts.main.can_ride(self.head) else None
-        self.gives_actions = parts.decoder.mode == "regression"
         # What the stages hand on.
         self._features: Tensor | None = None
         self._prefix: Prefix | None = None
         self._logits: Tensor | None = None
-        self._normalized: Tensor | None = None
+        self._latents: Tensor | None = None
+        self._actions: Tensor | None = None
         self._draft_probs: Tensor | None = None
 
     def fill(self, inputs: PolicyInputs) -> None:
@@ -131,10 +131,13 @@ class PolicyRound:
         self._prefix = self.parts.main.prefill(inputs, self._features, in_place=True, rider=self.rider)
 
     def propose(self) -> None:
-        """Prefix -> the draft's codes, and a fresh state."""
+        """Prefix -> the draft's codes, or in mode draft its chunk, and a fresh state."""
         parts, proposal = self.parts, None
-        if parts.draft is not None:
-            assert self._prefix is not None
+        assert self._prefix is not None
+        if parts.decoder.mode == "draft":
+            assert parts.draft is not None
+            self._latents = parts.draft.latents(self._prefix, parts.codec)
+        elif parts.draft is not None:
             proposal = parts.draft.propose(self._prefix, parts.codec, self.draft_uniforms)
         self.start(proposal)
 
@@ -146,22 +149,26 @@ class PolicyRound:
             self._draft_probs = self.parts.decoder.padded_probs(proposal)
 
     def forward(self) -> None:
-        """One pass: codes -> logits, or in mode regression nothing -> normalised actions."""
+        """One pass: codes -> logits. In the modes without codes: actions in physical units."""
+        parts = self.parts
         assert self._prefix is not None
-        if self.gives_actions:
-            self._normalized = self.parts.main.actions(self._prefix, self.head)
+        if parts.decoder.mode == "regression":
+            self._actions = parts.codec.normalizer.unnormalize(parts.main.actions(self._prefix, self.head))
+        elif parts.decoder.mode == "draft":
+            assert self._latents is not None
+            self._actions = parts.codec.latents_to_actions(self._latents)
         else:
-            self._logits = self.parts.main.decode(self._prefix, self.state.codes, self.head)
+            self._logits = parts.main.decode(self._prefix, self.state.codes, self.head)
 
     def accept(self) -> None:
         """The tail of a pass."""
         decoder, actions = self.parts.decoder, self.outputs.on_device["actions"]
-        if self.gives_actions:
-            assert self._normalized is not None
-            decoder.accept_actions(self._normalized, self.state, actions)
-            return
-        assert self._logits is not None
-        decoder.accept(self._logits, self.state, actions, self.uniforms, self._draft_probs)
+        if decoder.mode in CODELESS:
+            assert self._actions is not None
+            decoder.accept_actions(self._actions, self.state, actions)
+        else:
+            assert self._logits is not None
+            decoder.accept(self._logits, self.state, actions, self.uniforms, self._draft_probs)
 
 
 def split(count: int, sizes: Sequence[int]) -> list[int]:
@@ -180,7 +187,7 @@ def describe_state(
     Args:
         outputs: of the round.
         elements: T * D.
-        has_codes: false in mode regression: `codes` are then those of no layer.
+        has_codes: false in modes without: `codes` are then those of no layer.
     """
     agreed, kept = outputs["agreed"], outputs["kept"]
     infos: list[dict[str, object]] = []

@@ -1,4 +1,4 @@
-"""Modes conditioned and regression of the engine, against what they are by definition."""
+"""Modes conditioned, regression and draft of the engine, against what they are by definition."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from tests.policies import INSTRUCTIONS, STEPS, four_heads, observation, tiny_po
 from tests.toys import toy_codec
 
 SEEN, TOLD = [observation(seed) for seed in range(3)], list(INSTRUCTIONS)
-MODES = [("conditioned", "regression"), ("conditioned", "coarse"), ("regression", None)]
+HEADS = [("conditioned", "regression"), ("conditioned", "coarse"), ("regression", None)]
+MODES = [*HEADS, ("draft", "regression"), ("draft", "coarse")]
 
 
 def parts_of(draft: str | None, codec: CodecConfig | None = None) -> PolicyParts:
@@ -99,6 +100,23 @@ def test_regression_is_the_head_s_actions_in_physical_units(codec: CodecConfig |
     assert (told["mode"], told["draft"]) == ("regression", None)
 
 
+@pytest.mark.parametrize("draft", ["regression", "coarse"])
+@torch.inference_mode()
+def test_draft_is_the_draft_model_s_own_chunk(draft: str):
+    parts = tiny_policy(draft)  # needs no other head
+    engine = engine_of(parts, "draft")
+    actions, infos = engine.generate_actions(SEEN, TOLD)
+    for row, info in enumerate(infos):
+        prefix = prefix_of(parts, row)
+        if draft == "regression":
+            wanted = parts.codec.latents_to_actions(parts.draft(prefix.hidden, prefix.mask))
+        else:
+            wanted = parts.codec.decode_actions(parts.draft.propose(prefix, parts.codec).codes, 2)
+        assert np.array_equal(actions[row], wanted[0].numpy())
+        assert info["passes"] == 0 and info["codes"].shape == (0, STEPS, 7) and info["kept_rates"] == []
+    assert engine.stats()["mean_passes"] == 0 and engine.describe()["draft"] == draft
+
+
 @pytest.mark.parametrize(("mode", "draft"), MODES)
 def test_a_batch_on_the_cpu_has_the_bits_of_its_rows_and_one_round_follows_another(mode: str, draft: str | None):
     engine = engine_of(parts_of(draft), mode)
@@ -121,18 +139,20 @@ def test_other_modes_do_not_see_the_other_heads():
 
 
 def test_what_the_modes_cannot_do_is_refused_in_a_line():
-    with pytest.raises(ValueError, match="mode 'conditioned' needs a draft_model"):
-        engine_of(parts_of(None), "conditioned")
-    for mode, draft in MODES:
+    for mode in ("conditioned", "draft"):
+        with pytest.raises(ValueError, match=f"mode '{mode}' needs a draft_model"):
+            engine_of(parts_of(None), mode)
+    for mode, draft in HEADS:
         with pytest.raises(ValueError, match=f"mode '{mode}' needs a head of .* this model has"):
             engine_of(tiny_policy(draft), mode)
     with pytest.raises(ValueError, match="got stop 2 in mode conditioned, expected 3: its head gives the last"):
         engine_of(parts_of("regression"), "conditioned", stop=2)
     with pytest.raises(ValueError, match="got a draft of 3 layers in mode conditioned, expected 7, all below the last"):
         engine_of(parts_of("coarse", codec_preset("original")), "conditioned")
-    decoder = ChunkDecoder(toy_codec(), Acceptance(), "regression", steps=STEPS)
-    with pytest.raises(ValueError, match="got mode regression, expected a mode that decodes codes"):
-        decoder.run(lambda codes: codes, 1)
+    for mode in ("regression", "draft"):
+        decoder = ChunkDecoder(toy_codec(), Acceptance(), mode, steps=STEPS)
+        with pytest.raises(ValueError, match=f"got mode {mode}, expected a mode that decodes codes"):
+            decoder.run(lambda codes: codes, 1)
     with pytest.raises(ValueError, match="mode conditioned needs a proposal"):
         ChunkDecoder(toy_codec(), Acceptance(), "conditioned", steps=STEPS).begin(1)
 

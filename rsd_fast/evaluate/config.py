@@ -11,8 +11,8 @@ from typing import Any, Literal
 from tyro.conf import OmitArgPrefixes, Positional
 
 # The engine's modes, and those that need a draft model; named here because importing it loads torch.
-MODES = ("sequential", "rsd", "jacobi", "parallel", "conditioned", "regression")
-DRAFTED = ("rsd", "conditioned")
+MODES = ("sequential", "rsd", "jacobi", "parallel", "conditioned", "regression", "draft")
+DRAFTED = ("rsd", "conditioned", "draft")
 EXPERT = "expert"  # no mode of the engine: the suite's scripted expert acts, inside the simulator
 
 
@@ -21,7 +21,7 @@ class DecodeSettings:
     """How the modes decode. A mode string can set any of these for itself: "rsd:theta=1,rule=exact"."""
 
     draft: Literal["regression", "coarse", "original"] = "coarse"
-    """Which draft model of the checkpoint proposes (modes rsd and conditioned)."""
+    """Which draft model of the checkpoint proposes (modes rsd, conditioned and draft)."""
     rule: str = "typical(0.1)"
     """When a drafted code may stand: exact, distance(LEVELS) or typical(TAU)."""
     granularity: Literal["element", "layer"] = "element"
@@ -153,9 +153,9 @@ class EvalConfig:
     trials: int = 20
     """Episodes a task and mode, at the suite's evaluation states 0, 1, 2, ..."""
     modes: tuple[str, ...] = ("sequential", "rsd")
-    """sequential, rsd, jacobi, parallel, conditioned or regression, each with settings of its own if wanted (see
-    above); the last three need a head of their own in the checkpoint. expert is the suite's scripted expert, which sees
-    the simulator's state. The first is the baseline of every ratio."""
+    """sequential, rsd, jacobi, draft (the draft model's chunk as it is), parallel, conditioned or regression, each with
+    settings of its own if wanted (see above); the last three need a head of their own in the checkpoint. expert is the
+    suite's scripted expert, which sees the simulator's state. The first is the baseline of every ratio."""
     checkpoint: str = "robosuite-nano"
     """Policy: a folder, the name of a shipped checkpoint, or a hub id."""
     out: Path = Path("results/eval")
@@ -282,10 +282,10 @@ class ProfileConfig:
 
     checkpoint: str = "robosuite-nano"
     """Policy: a folder, the name of a shipped checkpoint, or a hub id."""
-    mode: Literal["sequential", "rsd", "jacobi", "parallel", "conditioned", "regression"] = "rsd"
+    mode: Literal["sequential", "rsd", "jacobi", "parallel", "conditioned", "regression", "draft"] = "rsd"
     """How to decode."""
     draft: Literal["regression", "coarse"] = "coarse"
-    """Which draft model proposes (modes rsd and conditioned)."""
+    """Which draft model proposes (modes rsd, conditioned and draft)."""
     runtime: Literal["auto", "eager", "graph", "device-loop"] = "auto"
     """How rounds are driven. With device-loop the host marks one range a round; graph marks every stage."""
     device: str = "auto"

@@ -178,7 +178,7 @@ def section(config: StudyConfig, policy: Policy) -> str:
         assert policy.times is not None
         told = ", ".join(f"{name} {ms:.2f}" for name, ms in policy.times.items())
         parts["The same passes at the other geometry"] = (
-            f"Measured stages [ms]: {told}. A chunk is vision + prefill + draft (RSD, conditioned) + passes x "
+            f"Measured stages [ms]: {told}. A chunk is vision + prefill + draft (where one is) + passes x "
             "(pass + tail); one of modes parallel and regression takes what parallel was measured to take as a whole, "
             "where that is known. "
             "Percentiles vary by passes alone.\n\n" + tables.markdown(latencies(policy.replayed))

@@ -111,8 +111,11 @@ class RegressionDraft(QueryDraft):
 
     def propose(self, prefix: Prefix, codec: RFSQCodec, uniforms: Tensor | None = None) -> Proposal:
         """A point mass: a regression has no distribution to draw from."""
-        latents = self(prefix.hidden, prefix.mask).float()
-        return Proposal(codec.encode(latents, check_finite=False).targets)
+        return Proposal(codec.encode(self.latents(prefix, codec), check_finite=False).targets)
+
+    def latents(self, prefix: Prefix, codec: RFSQCodec) -> Float[Tensor, "B T D"]:
+        """The regression itself, before it is quantised."""
+        return self(prefix.hidden, prefix.mask).float()
 
 
 class CoarseDraft(QueryDraft):

@@ -39,6 +39,11 @@ class DraftModel(
         """
         raise NotImplementedError
 
+    def latents(self, prefix: Prefix, codec: RFSQCodec) -> Float[Tensor, "B T D"]:
+        """The chunk that the draft alone would execute: what its codes decode to."""
+        codes = self.propose(prefix, codec).codes
+        return codec.decode(codes, codes.shape[1])
+
 
 def choose_codes(logits: Float[Tensor, "B Ld T D V"], uniforms: Float[Tensor, "B Ld T D"] | None) -> Proposal:
     """The likeliest codes; with `uniforms`, codes drawn from the draft's distribution, and that distribution."""

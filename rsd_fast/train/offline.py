@@ -15,7 +15,7 @@ from torch import Tensor
 from rsd_fast.acceptance import Acceptance
 from rsd_fast.codec import RFSQCodec
 from rsd_fast.decoding import ChunkDecoder, Mode
-from rsd_fast.models.draft import DraftModel, RegressionDraft
+from rsd_fast.models.draft_base import DraftModel
 from rsd_fast.models.inputs import PolicyInputs, Prefix
 from rsd_fast.models.main import MainModel
 from rsd_fast.train.dataset import DemoData
@@ -187,10 +187,7 @@ class _Offline:
         tally.add(f"{kind}/accuracy", codes == nearest[:, :layers], keep=1)
         tally.add(f"{kind}/match", codes == own[:, :layers], keep=1)
         tally.add(f"{kind}/within_one", (codes - own[:, :layers]).abs() <= 1, keep=1)
-        if isinstance(draft, RegressionDraft):
-            actions = self.codec.latents_to_actions(draft(prefix.hidden, prefix.mask).float())
-        else:
-            actions = self.codec.decode_actions(codes, layers)
+        actions = self.codec.latents_to_actions(draft.latents(prefix, self.codec))
         self.note(alone_with(kind), actions, wanted, torch.zeros(len(wanted), device=wanted.device), tally)
 
     def note(

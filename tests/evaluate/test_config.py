@@ -33,13 +33,14 @@ def test_a_mode_changes_only_what_it_names() -> None:
         assert parse_mode(f"sequential:expected_last={word}", DecodeSettings()).settings.expected_last is told
     for mode in ("sequential", "parallel", "regression"):
         assert parse_mode(mode, DecodeSettings()).draft is None
-    assert parse_mode("conditioned:draft=regression", DecodeSettings()).draft == "regression"
+    for mode in ("rsd", "conditioned", "draft"):
+        assert parse_mode(f"{mode}:draft=regression", DecodeSettings()).draft == "regression"
 
 
 @pytest.mark.parametrize(
     ("modes", "message"),
     [
-        (["fast"], r"got mode 'fast', expected one of \['sequential', 'rsd', .*'regression', 'expert'\]"),
+        (["fast"], r"got mode 'fast', expected one of \['sequential', 'rsd', .*'regression', 'draft', 'expert'\]"),
         (["expert:theta=1"], "got 'expert:theta=1', expected 'expert': it decodes nothing"),
         (["rsd:tau=1"], r"got 'tau=1' .* expected NAME=VALUE with one of \['draft', "),
         (["rsd:theta=much"], "got 'much' for theta .* expected a number"),

@@ -63,7 +63,7 @@ def test_every_mode_of_a_checkpoint_with_all_heads_runs_and_is_recorded(run: Run
     for draft in ("regression", "coarse"):
         tiny_policy(draft).draft.save_pretrained(tmp_path / "policy" / f"draft-{draft}")
     one_pass = ("parallel", "regression", "conditioned", "conditioned:draft=regression")
-    modes = ("sequential", "rsd", *one_pass)
+    modes = ("sequential", "rsd", *one_pass, "draft")
     config = EvalConfig(checkpoint=str(tmp_path / "policy"), modes=modes, device="cpu", batch=batch)
     records = run(policies=load_policies(config), modes=modes, batch=batch, trials=2)
     rows = {row.mode: row for row in records.rows.values() if row.init_state == 0}
@@ -74,8 +74,9 @@ def test_every_mode_of_a_checkpoint_with_all_heads_runs_and_is_recorded(run: Run
         draft = {"conditioned": "coarse", "conditioned:draft=regression": "regression"}.get(mode)
         assert rows[mode].settings["draft"] == draft
     assert len({rows[mode].codes for mode in one_pass}) == len(one_pass)
+    assert set(rows["draft"].passes) == {0}
     summary = summarise(list(records.rows.values()), list(modes))
-    assert [group.passes for group in summary.over_all][2:] == [1.0] * 4
+    assert [group.passes for group in summary.over_all][2:] == [1.0] * 4 + [0.0]
 
 
 def test_the_expert_alone_needs_no_checkpoint() -> None:

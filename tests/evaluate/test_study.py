@@ -69,10 +69,12 @@ def test_a_parallel_chunk_takes_what_it_was_measured_to_take(make_row: MakeRow, 
         make_row(passes=[1, 1], settings={**make_row().settings, "mode": mode})
         for mode in ("parallel", "regression", "sequential", "conditioned")
     ]
-    parallel, regression, other, conditioned = replay(rows, read_geometry(path))
+    rows.append(make_row(passes=[0, 0], settings={**make_row().settings, "mode": "draft"}))
+    parallel, regression, other, conditioned, draft = replay(rows, read_geometry(path))
     assert parallel.ms == regression.ms == [12.5, 12.5]
     assert other.ms == [17.0, 17.0]
     assert conditioned.ms == [18.0, 18.0]  # and its draft
+    assert draft.ms == [13.0, 13.0]  # and nothing behind it
 
 
 def test_the_original_code_has_times_of_its_own(stages: Path) -> None:
