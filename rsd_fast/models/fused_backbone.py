@@ -79,12 +79,16 @@ class FusedBackbone(Backbone):
         self.pack()
 
     def pack(self) -> None:
-        """Packs the weights as they are now; to be called after they got other memory. Where they have not: nothing."""
+        """Packs the weights as they are now; to be called after they got other memory.
+
+        What has not moved stays where it is: graphs that were captured before, by another engine, hold its addresses.
+        """
         weight = self.norm.weight
         self.plans = Plans.of(weight.device) if self._plans is None else self._plans
-        positions = torch.arange(self.positions, device=weight.device)
-        half = self.config.head_dim // 2
-        self.cos, self.sin = (table[:, :half].contiguous() for table in rotary_table(self.config, positions))
+        if not hasattr(self, "cos") or self.cos.device != weight.device:
+            positions = torch.arange(self.positions, device=weight.device)
+            half = self.config.head_dim // 2
+            self.cos, self.sin = (table[:, :half].contiguous() for table in rotary_table(self.config, positions))
         self.packed = [pack_layer(layer) for layer in self.layers]
         if weight.is_cuda:
             torch.cuda.empty_cache()  # blocks of single weights are too small for anything that comes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from torch import Tensor
@@ -57,6 +59,20 @@ def test_it_computes_what_the_plain_backbone_does(causal, plans):
         wanted = plain.decode(queries, wanted_keys, wanted_values, MASK, SEES, start)
         assert near(fused.decode(queries, keys, values, MASK, SEES, start), wanted)
     assert torch.equal(prefix, before[0]) and torch.equal(queries, before[1])  # arguments stay as they were
+
+
+def test_packing_again_moves_nothing():
+    """Another engine packs the backbone that it shares; graphs that were captured before hold the addresses."""
+    _, fused, _, _ = made()
+
+    def addresses() -> list[int]:
+        packed = [getattr(layer, field.name) for layer in fused.packed for field in fields(layer)]
+        return [tensor.data_ptr() for tensor in (fused.cos, fused.sin, *packed, *fused.parameters())]
+
+    before = addresses()
+    fused.pack()
+    fused.to("cpu")
+    assert addresses() == before
 
 
 @pytest.mark.parametrize("causal", [False, True])
