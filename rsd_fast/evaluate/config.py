@@ -168,7 +168,8 @@ class EvalConfig:
     device: str = "auto"
     """Of the policy: auto, cpu, cuda, cuda:1, ..."""
     threads: int | None = None
-    """Threads of the policy on the CPU; default the cores that the simulators leave, at least 1."""
+    """CPU threads of the policy; default the cores that the simulators leave, at least 1; 1 where the policy is on a
+    GPU, since idle threads would only be in the simulators' way."""
     batch: int = 1
     """Chunks that the policy decodes in one call at most. Only at 1 is the latency that of one robot."""
     replan: int | None = None

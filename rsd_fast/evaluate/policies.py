@@ -16,6 +16,7 @@ from jaxtyping import Float
 from rsd_fast.engine import RSDInferenceEngine
 from rsd_fast.models.checkpoints import PolicyParts, load_policy, resolve_checkpoint
 from rsd_fast.models.draft import load_draft
+from rsd_fast.models.streaming import choose_device
 from rsd_fast.observation import Observation
 
 from .actions import Gripper
@@ -203,7 +204,8 @@ def fingerprint(folder: Path) -> str:
 
 def set_threads(config: EvalConfig) -> int:
     """Sets torch's threads; see `EvalConfig.threads`. Returns them."""
-    threads = config.threads or max(1, usable_cores() - config.simulators)
+    on_cpu = choose_device(config.device).type == "cpu"
+    threads = config.threads or (max(1, usable_cores() - config.simulators) if on_cpu else 1)
     torch.set_num_threads(threads)
     return threads
 
