@@ -51,12 +51,14 @@ class QuantileNormalizer(nn.Module):
         self.mask.copy_(mask)
 
     @torch.no_grad()
-    def fit(self, values: Float[Tensor, "n dims"], mask: Bool[Tensor, "dims"] | None = None) -> None:
-        """Takes the 1 % and 99 % quantiles of `values`."""
+    def fit(
+        self, values: Float[Tensor, "n dims"], mask: Bool[Tensor, "dims"] | None = None, quantile: float = 0.01
+    ) -> None:
+        """Takes the quantiles `quantile` and `1 - quantile` of `values`; the customary 1 % and 99 % by default."""
         # numpy's quantile has no limit on the number of elements; torch.quantile stops at 16 million.
         import numpy as np
 
-        low, high = np.quantile(values.double().cpu().numpy(), [0.01, 0.99], axis=0)
+        low, high = np.quantile(values.double().cpu().numpy(), [quantile, 1 - quantile], axis=0)
         self.set_statistics(torch.from_numpy(low).float(), torch.from_numpy(high).float(), mask)
 
     @property

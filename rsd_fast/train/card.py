@@ -40,7 +40,7 @@ def write_card(config: AllTraining, metrics: Mapping[str, Any]) -> Path:
         "setting, baselines of one pass from heads of their own on the same backbone. The held-out demonstrations also "
         "chose the best weights, so these errors are a little flattering.\n\n" + table(offline["table"]),
         "## Success in the simulator\n\n" + success_table(config.success),
-        "## Commands\n\n```\n" + "\n".join(_commands(config, metrics["data"])) + "\n```",
+        "## Commands\n\n```\n" + "\n".join(commands(config, metrics["data"])) + "\n```",
     ]
     path = config.out / "README.md"
     path.write_text("\n\n".join(sections) + "\n")
@@ -74,16 +74,24 @@ def success_table(path: Path | None) -> str:
 
 
 def describe_demos(demos: Path) -> dict[str, Any]:
-    """How the demonstrations were made, as far as their files tell: `suites` with `episodes` a task and `settings`."""
-    suites: dict[str, Any] = {}
+    """How the demonstrations were made, as far as their files tell.
+
+    Returns:
+        `recordings`: every combination of `suite`, `settings`, `episodes` a task, and `folder` below `demos`.
+    """
+    recordings: list[dict[str, Any]] = []
     for path in find_files(demos):
         with h5py.File(path) as file:
             attributes = file["data"].attrs
             suite = json.loads(attributes.get("env_args", "{}")).get("suite")
             made_with = json.loads(attributes.get("settings", "{}"))
             episodes = int(attributes.get("num_demos", len(file["data"])))
-            suites.setdefault(suite or UNKNOWN, {"episodes": episodes, "settings": made_with})
-    return {"suites": suites}
+        below = path.parent.parent if path.parent.name == suite else path.parent  # files lie in a folder of the suite
+        folder = below.relative_to(demos).as_posix() if below.is_relative_to(demos) else "."
+        found = {"suite": suite or UNKNOWN, "episodes": episodes, "settings": made_with, "folder": folder}
+        if found not in recordings:
+            recordings.append(found)
+    return {"recordings": recordings}
 
 
 def command_line(command: str, config: Any) -> str:
@@ -103,18 +111,32 @@ def command_line(command: str, config: Any) -> str:
     return shlex.join(words)
 
 
-def _commands(config: AllTraining, data: Mapping[str, Any]) -> list[str]:
-    recording, judging = [], []
-    for suite, made in data["suites"].items():
-        if made["settings"]:
-            flags = [f"--{name.replace('_', '-')} {value}" for name, value in made["settings"].items()]
-            # Files lie in a folder of the suite's name.
-            out = config.demos.parent if config.demos.name == suite else config.demos
-            recording.append(
-                f"rsd-fast demos --suite {suite} --episodes {made['episodes']} {' '.join(flags)} --out {out}"
-            )
-        judging.append(f"rsd-fast eval --suite {suite} --checkpoint {config.out} --modes sequential rsd")
-    return [*recording, command_line("train all", config), *judging]
+def commands(config: AllTraining, data: Mapping[str, Any]) -> list[str]:
+    """What makes the policy and judges it, from nothing."""
+    recordings = data["recordings"]
+    suites = dict.fromkeys(made["suite"] for made in recordings)
+    return [
+        *(line for made in recordings if made["settings"] for line in _recording(config, made)),
+        command_line("train all", config),
+        *(f"rsd-fast eval --suite {suite} --checkpoint {config.out} --modes sequential rsd" for suite in suites),
+    ]
+
+
+def _recording(config: AllTraining, made: Mapping[str, Any]) -> list[str]:
+    """The commands that make a folder of demonstrations: pictures at once, or drawn later where not of every step."""
+    settings = dict(made["settings"])
+    out = config.demos.parent if config.demos.name == made["suite"] else config.demos / made["folder"]
+    drawing = {name: settings.pop(name) for name in ("image_size", "every") if name in settings}
+    flags = [f"--{name.replace('_', '-')} {value}" for name, value in settings.items()]
+    command = f"rsd-fast demos --suite {made['suite']} --episodes {made['episodes']} {' '.join(flags)}"
+    size = f"--image-size {drawing['image_size']}"
+    if "every" not in drawing:
+        return [f"{command} {size} --out {out}"]
+    recorded = f"recorded/{made['folder']}" if made["folder"] != "." else "recorded"
+    return [
+        f"{command} --no-render --out {recorded}",
+        f"rsd-fast render {recorded}/{made['suite']} {size} --every {drawing['every']} --out {out}",
+    ]
 
 
 def _front(config: AllTraining) -> str:

@@ -35,7 +35,7 @@ def run(config: CodecTraining, data: DemoData | None = None) -> dict[str, Any]:
     trained, held_out = data.actions[data.in_training], data.actions[~data.in_training]
     moving = torch.ones(codec.config.action_dims, dtype=torch.bool)
     moving[list(codec.config.gripper_dims)] = False
-    codec.normalizer.fit(trained, moving)
+    codec.normalizer.fit(trained, moving, config.quantile)
     folder = config.work / "codec"
     folder.mkdir(parents=True, exist_ok=True)
     if codec.encoder is not None:

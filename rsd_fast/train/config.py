@@ -197,6 +197,14 @@ class CodecTraining(OptimizerOptions):
     """AdamW's, on matrices only."""
     preset: Literal["redundant", "original"] = "redundant"
     """`redundant`: 3 layers of 5 overlapping levels on the actions; `original`: 8 of 7 behind an autoencoder."""
+    quantile: float = 0.01
+    """Share of the commands, at either end of each dimension, that the codec clips. The customary 1 % is too much where
+    a few tasks of many need a motion, such as a turn of the hand: their commands are the rare ones."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on settings that train nothing."""
+        super().__post_init__()
+        _check_quantile(self.quantile)
 
 
 @dataclass(kw_only=True)
@@ -282,6 +290,8 @@ class AllTraining(OptimizerOptions, AugmentOptions):
     """Share of `minutes` that each draft gets."""
     codec_preset: Literal["redundant", "original"] = "redundant"
     """See `train codec --help`."""
+    quantile: float = 0.01
+    """See `train codec --help`."""
     preset: str = "nano"
     """Size of the main model: `nano`, `small`, or `tiny` for tests."""
     chunk: int = 8
@@ -308,9 +318,15 @@ class AllTraining(OptimizerOptions, AugmentOptions):
         super().__post_init__()
         self.check()
         _at_least(self, draft_steps=1, final_samples=1)
+        _check_quantile(self.quantile)
         _check_heads(self.heads)
         if not 0.0 < self.draft_share < 0.5:
             raise ValueError(f"got draft_share {self.draft_share}, expected between 0 and 0.5: there are two drafts")
+
+
+def _check_quantile(quantile: float) -> None:
+    if not 0.0 <= quantile < 0.5:
+        raise ValueError(f"got quantile {quantile}, expected from 0 (nothing is clipped) to below 0.5")
 
 
 def _check_heads(heads: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -18,11 +19,11 @@ from rsd_fast.models.draft import DRAFTS
 from rsd_fast.train import all as all_training
 from rsd_fast.train import codec, draft, main
 from rsd_fast.train.augment import blur_proprio, random_colour, random_shift
-from rsd_fast.train.card import command_line, success_table, table
+from rsd_fast.train.card import command_line, commands, describe_demos, success_table, table
 from rsd_fast.train.config import AllTraining, AugmentOptions, CodecTraining, DraftTraining, MainTraining
 from rsd_fast.train.dataset import DemoData
 from rsd_fast.train.offline import ARGMAX, evaluate_offline
-from tests.train.demo_files import QUICK, SEEING
+from tests.train.demo_files import QUICK, SEEING, SIZE, write_demos
 
 
 def train_codec(config: MainTraining, data: DemoData) -> RFSQCodec:
@@ -41,6 +42,17 @@ def test_codec_reports_every_layer_and_takes_statistics_of_the_training_split(
     expected = np.quantile(data.actions[data.in_training].numpy(), 0.99, axis=0)[:3]
     assert fitted.normalizer.q99[:3].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
     assert not fitted.normalizer.mask[6]
+
+
+def test_codec_clips_as_much_as_it_is_told(main_config: MainTraining, data: DemoData):
+    options = {"demos": main_config.demos, "out": main_config.out, "device": "cpu"}
+    codec.run(CodecTraining(**options, quantile=0.0), data)
+    fitted = RFSQCodec.from_pretrained(main_config.out / "codec")
+    trained = data.actions[data.in_training]
+    assert torch.allclose(fitted.normalizer.q01[:6], trained.amin(0)[:6])
+    assert torch.allclose(fitted.normalizer.q99[:6], trained.amax(0)[:6])
+    with pytest.raises(ValueError, match=r"got quantile 0\.5, expected from 0"):
+        CodecTraining(quantile=0.5)
 
 
 def test_the_original_codec_learns_its_autoencoder(main_config: MainTraining, data: DemoData):
@@ -272,6 +284,24 @@ def test_card_pieces(tmp_path: Path):
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ValueError, match="without rows"):
         success_table(tmp_path / "other.json")
+
+
+def test_the_card_says_how_each_folder_was_recorded(tmp_path: Path):
+    write_demos(tmp_path / "first" / "robosuite")
+    second = write_demos(tmp_path / "second" / "robosuite", every=3)
+    with h5py.File(second, "r+") as file:
+        attributes = file["data"].attrs
+        attributes["settings"] = json.dumps({"image_size": SIZE, "push": 0.5, "seed": 900, "every": 3})
+    described = describe_demos(tmp_path)
+    config = AllTraining(demos=Path("demos"), out=Path("p"))
+    assert commands(config, described) == [
+        f"rsd-fast demos --suite robosuite --episodes 8 --push 0.6 --slips 0.35 --seed 0 --image-size {SIZE} "
+        "--out demos/first",
+        "rsd-fast demos --suite robosuite --episodes 8 --push 0.5 --seed 900 --no-render --out recorded/second",
+        f"rsd-fast render recorded/second/robosuite --image-size {SIZE} --every 3 --out demos/second",
+        "rsd-fast train all --demos demos --out p",
+        "rsd-fast eval --suite robosuite --checkpoint p --modes sequential rsd",
+    ]
 
 
 def test_augmentation_moves_and_tints_and_keeps_type():
