@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from rsd_fast.decoding import ChunkDecoder
 from rsd_fast.engine import RSDInferenceEngine
 from rsd_fast.models.checkpoints import PolicyParts
 from rsd_fast.models.inputs import Prefix
+from rsd_fast.models.loading import baseline_actions, from_openvla
 from rsd_fast.observation import build_inputs
 from rsd_fast.proposal import Proposal
+from tests.models.openvla_files import make_networks, write_oft
 from tests.policies import INSTRUCTIONS, STEPS, four_heads, observation, tiny_policy
 from tests.toys import toy_codec
 
@@ -162,3 +165,12 @@ def test_the_original_code_is_conditioned_on_a_draft_of_every_layer():
     actions, info = engine_of(parts, "conditioned").generate_action(SEEN[0], TOLD[0])
     assert isinstance(parts.codec, RFSQCodec) and np.isfinite(actions).all()
     assert info["passes"] == 1 and info["codes"].shape == (8, STEPS, 16)
+
+
+def test_an_openvla_oft_checkpoint_acts_by_its_own_l1_head(tmp_path: Path):
+    parts = from_openvla(write_oft(tmp_path, make_networks()), steps=STEPS, device="cpu")
+    actions, info = engine_of(parts, "regression").generate_action(SEEN[0], TOLD[0])
+    inputs = build_inputs(SEEN[:1], TOLD[:1], parts.main.config, parts.main.tokenizer)
+    with torch.inference_mode():
+        assert actions == pytest.approx(baseline_actions(parts, inputs)[0].numpy(), abs=1e-5)
+    assert info["passes"] == 1 and info["codes"].shape[0] == 0
