@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -143,7 +144,8 @@ class RSDInferenceEngine:
         # Largest first: the smaller ones then fit into the pool's memory.
         for size in sorted(self.batch_sizes, reverse=True):
             for tokens in sorted(self.token_buckets, reverse=True):
-                self._round(size, tokens)
+                with self._on_device():
+                    self._round(size, tokens)
         self.reset_stats()
 
     @classmethod
@@ -212,7 +214,8 @@ class RSDInferenceEngine:
         actions: list[Tensor] = []
         infos: list[dict[str, Any]] = []
         for size in split(len(inputs), self.batch_sizes):
-            loop, outputs = self._decode(inputs[len(infos) : len(infos) + size])
+            with self._on_device():
+                loop, outputs = self._decode(inputs[len(infos) : len(infos) + size])
             actions.append(outputs["actions"].clone())
             elements = self._decoder.steps * self.codec.config.latent_dims
             infos += describe_state(outputs, elements, has_codes=self.mode not in CODELESS)
@@ -222,6 +225,10 @@ class RSDInferenceEngine:
             info |= {"ms": ms, "batch": len(inputs)}
         self._statistics.add(infos, ms)
         return torch.cat(actions).numpy(), infos
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Kernels, captures and launches go to CUDA's current device, whatever tensors they are given."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     @torch.inference_mode()
     def _decode(self, inputs: PolicyInputs) -> tuple[RoundLoop, dict[str, Tensor]]:

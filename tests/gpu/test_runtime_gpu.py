@@ -139,6 +139,18 @@ def test_an_engine_decodes_the_same_with_every_runtime(draft):
         assert passes == results[0][1]
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second GPU")
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_gpu_that_is_not_the_current_one(runtime: str):
+    seen, words = observations(2), ["lift the red cube"] * 2
+    results = []
+    for device in ("cuda:0", "cuda:1"):
+        engine = RSDInferenceEngine.from_pretrained(device=device, runtime=runtime)
+        results.append(engine.generate_actions(seen, words)[0])
+        assert torch.cuda.current_device() == 0
+    np.testing.assert_array_equal(*results)
+
+
 def test_engines_that_share_a_model_leave_each_other_alone():
     """Memory that an engine's graphs read may not be given back when another one is made of the same parts."""
     seen, words = observations(4), ["lift the red cube"] * 4
