@@ -63,6 +63,9 @@ class FusedBackbone(Backbone):
         backend: of the kernels.
     """
 
+    cos: Float[Tensor, "positions half"]
+    sin: Float[Tensor, "positions half"]
+
     def __init__(
         self,
         backbone: Backbone,
