@@ -189,14 +189,14 @@ def describe_state(
         elements: T * D.
         has_codes: false in modes without: `codes` are then those of no layer.
     """
-    agreed, kept = outputs["agreed"], outputs["kept"]
+    agreed, kept = outputs["agreed"].numpy(), outputs["kept"].numpy()  # many small steps: torch takes thrice as long
     infos: list[dict[str, object]] = []
     for row, passes in enumerate(outputs["passes"].tolist()):
         drafted = agreed[row] >= 0
         infos.append(
             {
                 "passes": passes,
-                "accepted_layers": kept[row][drafted].sum().item() / elements,
+                "accepted_layers": int(kept[row][drafted].sum()) / elements,
                 "match_rates": (agreed[row][drafted] / elements).tolist(),
                 "kept_rates": (kept[row][drafted] / elements).tolist(),
                 "codes": outputs["codes"][row, : None if has_codes else 0].clone().numpy(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ class InstructionTokenizer:
         if pad_id is None:
             raise ValueError(f"the tokenizer has no {_PAD} token; make it with InstructionTokenizer.train")
         self.pad_id = pad_id
+        self._row = lru_cache(maxsize=4096)(self._encode)  # a robot hears the same instruction for a whole episode
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 512, max_tokens: int = 24) -> InstructionTokenizer:
@@ -55,19 +57,21 @@ class InstructionTokenizer:
         Raises:
             ValueError: an instruction is empty, or longer than `max_tokens`.
         """
-        tokens = torch.full((len(instructions), self.max_tokens), self.pad_id, dtype=torch.int64)
-        mask = torch.zeros(len(instructions), self.max_tokens, dtype=torch.bool)
-        for row, text in enumerate(instructions):
+        for text in instructions:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"got instruction {text!r}, expected a non-empty string")
-            ids = self.tokenizer.encode(text.strip()).ids
-            if len(ids) > self.max_tokens:
-                raise ValueError(
-                    f"the instruction {text!r} has {len(ids)} tokens, this model takes at most {self.max_tokens}"
-                )
-            tokens[row, : len(ids)] = torch.tensor(ids)
-            mask[row, : len(ids)] = True
-        return tokens, mask
+        tokens, mask = zip(*(self._row(text) for text in instructions), strict=True)
+        return torch.stack(tokens), torch.stack(mask)
+
+    def _encode(self, text: str) -> tuple[Int[Tensor, " N"], Bool[Tensor, " N"]]:
+        ids = self.tokenizer.encode(text.strip()).ids
+        if len(ids) > self.max_tokens:
+            raise ValueError(
+                f"the instruction {text!r} has {len(ids)} tokens, this model takes at most {self.max_tokens}"
+            )
+        padding = self.max_tokens - len(ids)
+        tokens = torch.tensor([*ids, *[self.pad_id] * padding])
+        return tokens, torch.arange(self.max_tokens) < len(ids)
 
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json`."""
