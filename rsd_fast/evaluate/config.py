@@ -242,10 +242,10 @@ class ReportConfig:
 class StudyConfig:
     """Say from records where RSD pays: one page over settings, suites and policies, all paired.
 
-    Folders of one checkpoint (suites, sweeps, shards, replan intervals) become one section, with success and interval,
-    paired difference, passes, kept layers by layer and by phase, and latency of every setting. With --stages the
-    recorded passes are replayed at another model's speed, and the verdicts are about that. The page states their
-    thresholds.
+    Episodes of one policy (equal weights: suites, sweeps, shards, replan intervals, devices) become one section, with
+    success and interval, paired difference, passes, kept layers by layer and by phase, and latency of every setting.
+    With --stages the recorded passes are replayed at another model's speed, and the verdicts are about that. The page
+    states their thresholds.
 
     Example: rsd-fast study results/spatial results/goal --stages results/stages.json --out docs/study.md
     """
@@ -255,7 +255,11 @@ class StudyConfig:
     stages: Path | None = None
     """JSON with vision_ms, prefill_ms, draft_ms, pass_ms and tail_ms, as `python -m bench.gpu_openvla` writes."""
     baseline: str | None = None
-    """The mode that everything is compared with; default the first one of each checkpoint's first folder."""
+    """The mode that everything is compared with; default sequential, else the first of each policy's first folder."""
+    setting: str | None = None
+    """The setting of RSD that is held against the target and all other modes; default what the numbers recommend."""
+    codecs: Path | None = None
+    """JSON of codecs that were trained and compared offline, to be shown as a table."""
     out: Path = Path("docs/study.md")
     """The page; its figures go to a folder `images` beside it."""
 

@@ -93,20 +93,27 @@ def success(axis: Any, summary: Summary) -> None:
         table = [[group.success.rate if group else None for group in groups[mode]] for mode in summary.modes]
         _shades(axis, summary.modes, names, table, _as_percent)
         return
+    long = max(map(len, names)) > LONG_NAME  # a line each then, with room for the name
     for place, mode in enumerate(summary.modes):
         shown = [(x, g.success.bars) for x, g in enumerate(groups[mode]) if g and g.success.bars]
         xs = [x + offset(place, len(summary.modes), 0.6) for x, _ in shown]
         rates = [rate for _, (rate, _, _) in shown]
         around = [[below for _, (_, below, _) in shown], [above for _, (_, _, above) in shown]]
-        axis.errorbar(xs, rates, yerr=around, fmt="o", markersize=4.5, capsize=2.5, color=COLOURS[place])
-    axis.set_xticks(range(len(names)), names)
-    axis.set_xlim(-0.6, len(names) - 0.4)
+        points = (rates, xs) if long else (xs, rates)
+        bars = {"xerr" if long else "yerr": around}
+        axis.errorbar(*points, **bars, fmt="o", markersize=4.5, capsize=2.5, color=COLOURS[place])
     low = min((group.success.low or 0.0 for own in groups.values() for group in own if group), default=0.0)
-    axis.set_ylim(max(0.0, np.floor(10 * low) / 10), 1.02)
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axis.grid(axis="y", alpha=0.3)
-    if max(map(len, (task or "" for _, task in places))) > LONG_NAME and len(summary.suites) == 1:
-        axis.set_xlabel("task, numbered as in the table")
+    limits = max(0.0, np.floor(10 * low) / 10), 1.02
+    if long:
+        axis.set_yticks(range(len(names)), names)
+        axis.set_ylim(len(names) - 0.4, -0.6)
+        axis.set_xlim(*limits)
+    else:
+        axis.set_xticks(range(len(names)), names)
+        axis.set_xlim(-0.6, len(names) - 0.4)
+        axis.set_ylim(*limits)
+    (axis.xaxis if long else axis.yaxis).set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.grid(axis="x" if long else "y", alpha=0.3)
 
 
 def passes(axis: Any, summary: Summary) -> None:
@@ -258,7 +265,8 @@ def _shades(
     for y, x in np.argwhere(np.isfinite(table)):
         dark = (table[y, x] - low) / max(high - low, 1e-9) < 0.55
         axis.text(x, y, tell(table[y, x]), ha="center", va="center", fontsize=7, color="white" if dark else "black")
-    axis.set_xticks(range(len(names)), names)
+    tilted: Any = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if _are_long(names) else {}
+    axis.set_xticks(range(len(names)), names, **tilted)
     axis.set_yticks(range(len(modes)), [_wrapped(mode) for mode in modes])
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
@@ -269,18 +277,24 @@ def _places(summary: Summary) -> tuple[list[tuple[str | None, str | None]], list
     if len(summary.suites) > 1:
         return [*((suite, None) for suite in summary.suites), (None, None)], [*summary.suites, "all"]
     places: list[tuple[str | None, str | None]] = [*summary.tasks]
-    names = [task for _, task in summary.tasks]
-    if max(map(len, names)) > LONG_NAME:
-        names = [str(number) for number in range(1, len(names) + 1)]
+    names = [summary.short[task] for task in summary.tasks]
     return ([*places, (None, None)], [*names, "all"]) if len(places) > 1 else (places, names)
 
 
 def _height(summary: Summary, panel: str) -> float:
     """Inches that a panel needs."""
     lines = sum(1 + _wrapped(mode).count("\n") for mode in summary.modes)
+    names = _places(summary)[1]
     if len(summary.modes) > FEW:
-        return 1.5 + 0.2 * lines
+        return 1.5 + 0.2 * lines + (0.05 * max(map(len, names)) if _are_long(names) else 0.0)
+    if panel == "success" and max(map(len, names)) > LONG_NAME:
+        return 1.2 + len(names) * (0.16 + 0.07 * len(summary.modes))
     return 1.5 + 0.2 * lines + 0.08 * len(summary.modes) if panel in ("passes", "latency") else 3.0
+
+
+def _are_long(names: list[str]) -> bool:
+    """Whether the names of columns, side by side, would run into each other."""
+    return max(map(len, names), default=0) > 7
 
 
 def _mode_axis(axis: Any, groups: list[Group]) -> None:

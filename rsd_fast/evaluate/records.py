@@ -9,11 +9,26 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from .config import EXPERT, MODES
+
 Outcome = Literal["success", "failure", "error"]
 Key = tuple[str, str, str, int, int]
 
 ROWS_FILE = "episodes.jsonl"
 HEADER_FILE = "run.json"
+
+# What settings mean something to a mode; the others are recorded and change nothing.
+_READ_OUT = ("stop", "expected_last", "temperature")
+_VERIFIED = ("rule", "granularity", "theta", "keep", *_READ_OUT)
+MATTERS: dict[str, tuple[str, ...]] = {
+    "sequential": _READ_OUT,
+    "rsd": ("draft", *_VERIFIED),
+    "jacobi": _VERIFIED,
+    "parallel": _READ_OUT,
+    "conditioned": ("draft", *_READ_OUT),
+    "regression": (),
+    "draft": ("draft", *_READ_OUT),
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,24 @@ class EpisodeRow:
         """What modes are paired by."""
         return (self.suite, self.task, self.init_state, self.seed)
 
+    @property
+    def device(self) -> str:
+        """Where it was decoded, and in which floats; empty for the expert, which decodes nothing."""
+        if self.settings.get("mode") == EXPERT:
+            return ""
+        return f"{self.settings.get('device')}, {self.settings.get('dtype')}"
+
+    @property
+    def policy(self) -> str:
+        """What tells its policy from others: the weights, and in records that lack them the checkpoint's name."""
+        return str(self.settings.get("weights") or self.settings.get("checkpoint"))
+
+    @property
+    def decoding(self) -> tuple[tuple[str, Any], ...]:
+        """The mode, and those of its settings that mean something to it."""
+        mode = self.settings.get("mode", "")
+        return tuple((name, self.settings.get(name)) for name in ("mode", *MATTERS.get(mode, ()), "replan"))
+
 
 @dataclass
 class Records:
@@ -111,21 +144,37 @@ class Records:
 
         Raises:
             FileNotFoundError: a folder without rows.
-            ValueError: a line that is no row, or rows of a mode and suite with different settings.
+            ValueError: a line that is no row, or rows of a mode and suite with different settings, or of a mode that
+                decodes in another way in another suite.
         """
-        shards = [cls.open(folder) for folder in folders]
-        for shard in shards:
-            if not shard.file.exists():
-                raise FileNotFoundError(f"no {shard.file}: expected a folder that `rsd-fast eval --out` wrote")
-        rows = [row for shard in shards for row in shard.rows.values()]
+        return cls.of_rows([row for folder in folders for row in read_rows(folder)], folders[0])
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[EpisodeRow], folder: Path) -> Records:
+        """Rows of several folders as those of one; raises ValueError as `merge` does.
+
+        Of equal weights it does not matter where they lay.
+        """
         several_replans = len({row.settings["replan"] for row in rows if "replan" in row.settings}) > 1
-        merged = cls(folders[0])
+        merged = cls(folder)
         settings: dict[tuple[str, str], dict[str, Any]] = {}
+        firsts: dict[str, EpisodeRow] = {}
+        places: dict[str, str] = {}
         for row in rows:
             if several_replans:
                 row = replace(row, mode=with_replan(row.mode, row.settings["replan"]))
+            if "weights" in row.settings:
+                place = places.setdefault(row.policy, row.settings["checkpoint"])
+                if place != row.settings["checkpoint"]:
+                    row = replace(row, settings={**row.settings, "checkpoint": place})
             if settings.setdefault((row.suite, row.mode), row.settings) != row.settings:
                 merged.check_settings(row.mode, row.settings, row.suite)
+            first = firsts.setdefault(row.mode, row)
+            if first.decoding != row.decoding:
+                raise ValueError(
+                    f"got mode {row.mode!r} with {_told(first.decoding)} in {first.suite}, and with "
+                    f"{_told(row.decoding)} in {row.suite}; expected one way of decoding a name: report them apart"
+                )
             if not (row.outcome == "error" and merged.is_done(row.key)):
                 merged._keep(row)
         return merged
@@ -174,6 +223,18 @@ class Records:
             os.truncate(self.file, content.rfind(b"\n") + 1)
 
 
+def read_rows(folder: Path) -> list[EpisodeRow]:
+    """The rows of a folder; raises FileNotFoundError without any file of them, ValueError at a line that is none."""
+    records = Records.open(folder)
+    if not records.file.exists():
+        raise FileNotFoundError(f"no {records.file}: expected a folder that `rsd-fast eval --out` wrote")
+    return list(records.rows.values())
+
+
+def _told(settings: Sequence[tuple[str, Any]]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings)
+
+
 def _parse(line: bytes, where: str) -> EpisodeRow:
     try:
         values = json.loads(line)
@@ -208,14 +269,15 @@ def read_header(folder: Path) -> dict[str, Any]:
 
 
 def mode_order(records: Records, folders: Sequence[Path] = ()) -> list[str]:
-    """Modes of the rows: as the last runs listed them, then any others.
+    """Modes of the rows: as the last runs listed them, then any others, in the order of `MODES`.
 
     `folders` are those that the rows were merged from; default that of the records.
     """
     listed = [mode for folder in folders or [records.folder] for mode in read_header(folder).get("modes", [])]
     replans = sorted({row.settings.get("replan", 0) for row in records.rows.values()}, reverse=True)
     names = [name for mode in listed for name in (mode, *(with_replan(mode, replan) for replan in replans))]
-    found = dict.fromkeys(row.mode for row in records.rows.values())
+    found = {row.mode: row.settings.get("mode") for row in records.rows.values()}
+    found = dict(sorted(found.items(), key=lambda item: MODES.index(item[1]) if item[1] in MODES else len(MODES)))
     return list(dict.fromkeys([*(name for name in names if name in found), *found]))
 
 

@@ -22,6 +22,7 @@ from .videos import write_videos
 
 SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.md"
+MANY = 12  # tasks whose rows a terminal need not show
 IN_REPORT = ("report", "pareto_latency", "pareto_passes")  # the other plots are panels of the first
 FILE_WIDTH = 120  # columns where stdout is no terminal
 
@@ -46,6 +47,9 @@ def write_report(config: ReportConfig) -> Summary:
     rows = in_order(records, config.folders)
     if not rows:
         raise ValueError(f"got no episodes in {records.file}, expected at least one")
+    if len(policies := {row.policy: str(row.settings["checkpoint"]) for row in rows if row.device}) > 1:
+        told = ", ".join(f"{name} ({policy})" if name != policy else name for policy, name in policies.items())
+        raise ValueError(f"got episodes of {told}, expected one policy: report each alone, or use rsd-fast study")
     summary = summarise(rows, mode_order(records, config.folders), config.baseline)
     write_text(out / SUMMARY_FILE, json.dumps({"rows": tables.results(summary), **summary.as_dict()}, indent=2) + "\n")
     figures = save_figures(summary, out)
@@ -74,23 +78,29 @@ def in_order(records: Records, folders: Sequence[Path] = ()) -> list[EpisodeRow]
 
 
 def report_text(summary: Summary, rows: list[EpisodeRow], files: list[Path]) -> str:
-    """report.md."""
+    """report.md; over several suites the first tables are of those, and single tasks come last."""
+    several = len(summary.suites) > 1
+    first = tables.totals(summary) if several else None
+    one_task = [group for group in summary.groups if group.task] if several else []
     sections = [
         f"# {', '.join(summary.suites)}: {title(summary)}",
         *(f"**{note}**" for note in notes(rows)),
         conditions(rows),
         explanation(summary),
-        tables.markdown(tables.results(summary)),
+        tables.markdown(tables.results(summary, first)),
     ]
     parts = {
         "Errors": tables.errors(rows),
-        "Success, paired": tables.comparisons(summary),
+        "Success, paired": tables.comparisons(summary, first),
         "Success against latency: what no other mode beats in both": tables.pareto(summary),
         "Passes": tables.passes(summary),
         "By phase of the episode": tables.by_phase(summary),
-        "Layers of the draft": tables.layers(summary),
+        "Layers of the draft": tables.layers(summary, first),
         "Latency by stage, means [ms]": tables.stages(summary),
         "Latency, percentiles [ms]": tables.latency(summary),
+        "By task": tables.results(summary, one_task),
+        "Success by task, paired": tables.comparisons(summary, one_task),
+        "Names of the tasks": tables.tasks(summary),
     }
     sections += [f"## {title}\n\n{tables.markdown(part)}" for title, part in parts.items() if part]
     sections += [f"![{path.stem}]({path})" for path in files if path.suffix == ".png" and path.stem in IN_REPORT]
@@ -126,13 +136,28 @@ def conditions(rows: list[EpisodeRow]) -> str:
         "versions": _distinct(", ".join(f"{name} {value}" for name, value in row.versions.items()) for row in rows),
         "commit": _distinct(row.commit or "none" for row in rows),
     }
-    modes = {f"mode {row.mode}": _mode(row) for row in rows}
+    modes = {f"`{row.mode}`": _mode(row) for row in rows}
     return "\n".join(f"- {name}: {value}" for name, value in (facts | modes).items())
 
 
 def notes(rows: list[EpisodeRow]) -> list[str]:
-    """What the suite says that every report has to say."""
-    return list(dict.fromkeys(note for row in rows for note in row.settings.get("notes", [])))
+    """What every report has to say: notes of the suite, and that there are several devices."""
+    return [*dict.fromkeys(note for row in rows for note in row.settings.get("notes", [])), *devices_note(rows)]
+
+
+def devices_note(rows: list[EpisodeRow]) -> list[str]:
+    """A sentence where episodes are of several devices."""
+    suites: dict[str, set[str]] = {}
+    for row in rows:
+        if row.device:
+            suites.setdefault(row.device, set()).add(row.suite)
+    if len(suites) < 2:
+        return []
+    told = "; ".join(f"{device} ({', '.join(sorted(own))})" for device, own in suites.items())
+    return [
+        f"Episodes of several devices: {told}. Pairs are within one; an episode that several have counts once, as the "
+        "first has it; there is no latency over several"
+    ]
 
 
 def explanation(summary: Summary) -> str:
@@ -151,14 +176,17 @@ def print_report(summary: Summary, rows: list[EpisodeRow], out: Path) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = FILE_WIDTH
-    if len(summary.modes) > FEW:
+    many = len(summary.modes) > FEW
+    if many or len(summary.tasks) > MANY:
         console.print(terminal_table(shortened(tables.results(summary, tables.totals(summary))), None))
-        console.print(f"Against {summary.baseline}. In success and latency at once no other mode beats:", markup=False)
-        console.print(terminal_table(shortened(tables.pareto(summary)), None))
     else:
         caption = f"speedup and pairs: against {summary.baseline}" if len(summary.modes) > 1 else None
         console.print(terminal_table(tables.results(summary), caption))
+    if not many:
         print_pairs(console, tables.comparisons(summary))
+    elif front := tables.pareto(summary):
+        console.print(f"Against {summary.baseline}. In success and latency at once no other mode beats:", markup=False)
+        console.print(terminal_table(shortened(front), None))
     for note in notes(rows):
         console.print(note, markup=False)
     for row in tables.errors(rows):
@@ -168,7 +196,7 @@ def print_report(summary: Summary, rows: list[EpisodeRow], out: Path) -> None:
 
 
 def shortened(rows: tables.Rows) -> tables.Rows:
-    """Rows over all tasks with names of modes that fit a terminal."""
+    """Rows over all tasks with names of modes and columns that fit a terminal."""
     return [
         {name: cell for name, cell in row.items() if name != "task"} | {"mode": pretty(row["mode"])} for row in rows
     ]
@@ -202,8 +230,11 @@ def _block(row: dict[str, str]) -> tuple[str, str]:
 
 
 def _mode(row: EpisodeRow) -> str:
-    names = ("mode", "draft", "rule", "granularity", "theta", "keep", "expected_last", "temperature", "stop")
-    return ", ".join(f"{name} {row.settings[name]}" for name in names if row.settings.get(name) is not None)
+    """The settings that mean something to it."""
+    told = {name: value for name, value in row.decoding if value is not None and name != "replan"}
+    if (stop := told.get("stop")) and (layers := row.settings.get("layers")):
+        told["stop"] = f"{stop} of {layers} layers"
+    return ", ".join(f"{name} {value}" for name, value in told.items())
 
 
 def _distinct(values: Any) -> str:

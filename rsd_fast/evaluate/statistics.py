@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache, cached_property
+from math import sqrt
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 from scipy.stats import binomtest
 
+from .names import short_tasks
 from .phases import PHASES, THIRDS, phases
 from .records import EpisodeRow
 
@@ -47,6 +51,8 @@ class PairedTest:
         gained: succeeded with the mode only; `lost`: with the baseline only.
         difference: of the success rates, over the pairs.
         p_value: exact McNemar test, two-sided.
+        both: succeeded with both.
+        low, high: interval of the difference at 95 %, see `paired_interval`; None without a pair.
     """
 
     baseline: str
@@ -55,6 +61,9 @@ class PairedTest:
     lost: int
     difference: float | None
     p_value: float
+    both: int = 0
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,9 @@ class Phase:
 @dataclass(frozen=True)
 class Group:
     """One mode, in one task, in one suite, or over everything; means and percentiles are over chunks.
+
+    An episode that several devices have counts once, as the first of them has it. Latencies of several devices do not
+    make one: there are none then, and `speedup` is None where the baseline's are of another device.
 
     Attributes:
         task: None for all tasks.
@@ -158,6 +170,11 @@ class Summary:
         """Of the tasks."""
         return list(dict.fromkeys(suite for suite, _ in self.tasks))
 
+    @cached_property
+    def short(self) -> dict[tuple[str, str], str]:
+        """Names of tasks that fit a table."""
+        return short_tasks(self.tasks)
+
     @property
     def over_all(self) -> list[Group]:
         """The groups over everything, one a mode."""
@@ -168,6 +185,7 @@ class Summary:
         return asdict(self)
 
 
+@cache
 def wilson(successes: int, episodes: int) -> Share:
     """Share of successes with its Wilson score interval at 95 % (Wilson, 1927)."""
     if episodes == 0:
@@ -176,22 +194,77 @@ def wilson(successes: int, episodes: int) -> Share:
     return Share(successes, episodes, successes / episodes, float(interval.low), float(interval.high))
 
 
+@cache
 def mcnemar(gained: int, lost: int) -> float:
     """Two-sided p of the exact McNemar test: are pairs that differ as likely one way as the other?"""
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
-def compare(rows: Iterable[EpisodeRow], baseline_rows: Iterable[EpisodeRow], baseline: str) -> PairedTest:
-    """Pairs two modes by task, initial state and seed; errors on either side drop the pair."""
-    won = {row.pair: row.outcome == "success" for row in rows if row.outcome != "error"}
-    base = {row.pair: row.outcome == "success" for row in baseline_rows if row.outcome != "error"}
-    counts = Counter((won[pair], base[pair]) for pair in won.keys() & base.keys())
-    pairs, gained, lost = sum(counts.values()), counts[True, False], counts[False, True]
-    return PairedTest(baseline, pairs, gained, lost, (gained - lost) / pairs if pairs else None, mcnemar(gained, lost))
+@cache
+def paired_interval(both: int, gained: int, lost: int, neither: int) -> tuple[float, float]:
+    """Interval at 95 % of the difference of two paired shares (Newcombe, 1998, method 10): Wilson's, put together."""
+    pairs = both + gained + lost + neither
+    one, other = wilson(both + gained, pairs).bars, wilson(both + lost, pairs).bars
+    assert one is not None and other is not None
+    (rate, below, above), (base, base_below, base_above) = one, other
+    spread = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
+    excess: float = both * neither - gained * lost
+    if excess > 0:
+        excess = max(excess - pairs / 2, 0)
+    phi = excess / sqrt(spread) if spread else 0.0
+    low = sqrt(max(0.0, below**2 - 2 * phi * below * base_above + base_above**2))
+    high = sqrt(max(0.0, above**2 - 2 * phi * above * base_below + base_below**2))
+    return rate - base - low, rate - base + high
 
 
-def summarise(rows: Sequence[EpisodeRow], modes: Sequence[str], baseline: str | None = None) -> Summary:
+def passes_interval(rows: Iterable[EpisodeRow]) -> tuple[float, float] | None:
+    """Normal interval at 95 % of the mean passes a chunk, episodes being the draws; None with fewer than two."""
+    counts = np.array([(sum(row.passes), len(row.passes)) for row in rows if row.passes], float)
+    if len(counts) < 2:
+        return None
+    mean = counts[:, 0].sum() / counts[:, 1].sum()
+    rest = counts[:, 0] - mean * counts[:, 1]  # of a ratio, to first order
+    error = float(np.sqrt((rest**2).sum() * len(counts) / (len(counts) - 1)) / counts[:, 1].sum())
+    return mean - 1.96 * error, mean + 1.96 * error
+
+
+def compare(
+    rows: Iterable[EpisodeRow], baseline_rows: Iterable[EpisodeRow], baseline: str, *, across: bool = False
+) -> PairedTest:
+    """Pairs two modes by task, initial state and seed; errors on either side drop the pair.
+
+    Both of a pair are of one device and its floats; a pair that several have counts once, as the first has it. With
+    `across` devices may differ, as they do beside the expert, who has none.
+    """
+    won, base = (
+        {(row.device, row.pair): row.outcome == "success" for row in side if row.outcome != "error"}
+        for side in (rows, baseline_rows)
+    )
+    if across or any(all(not device for device, _ in side) for side in (won, base)):
+        won, base = ({("", pair): side[_, pair] for _, pair in reversed(side)} for side in (won, base))
+    found: dict[tuple[str, str, int, int], tuple[bool, bool]] = {}
+    for key, outcome in won.items():
+        if key in base:
+            found.setdefault(key[1], (outcome, base[key]))
+    counts = Counter(found.values())
+    pairs, gained, lost = len(found), counts[True, False], counts[False, True]
+    if not pairs:
+        return PairedTest(baseline, 0, 0, 0, None, 1.0)
+    both = counts[True, True]
+    low, high = paired_interval(both, gained, lost, counts[False, False])
+    return PairedTest(baseline, pairs, gained, lost, (gained - lost) / pairs, mcnemar(gained, lost), both, low, high)
+
+
+def summarise(
+    rows: Sequence[EpisodeRow], modes: Sequence[str], baseline: str | None = None, *, one_clock: bool = False
+) -> Summary:
     """Statistics of `rows`, with ratios to `baseline` (default: the first of `modes`).
+
+    Args:
+        rows: in the order in which devices count, where an episode has several.
+        modes: the names of the table, in order; those without a row are in no group.
+        baseline: default the first mode.
+        one_clock: latencies compare whatever the device, as replayed ones do.
 
     Raises:
         ValueError: no rows, or a baseline that is not among the modes.
@@ -213,9 +286,9 @@ def summarise(rows: Sequence[EpisodeRow], modes: Sequence[str], baseline: str | 
         for row in rows:
             if suite_or_all in (None, row.suite) and task in (None, row.task):
                 members[row.mode].append(row)
-        groups += [_group(mode, task, suite_or_all, members, baseline) for mode in modes if members[mode]]
+        groups += [_group(mode, task, suite_or_all, members, baseline, one_clock) for mode in modes if members[mode]]
     settings = {row.mode: row.settings for row in reversed(rows)}
-    return Summary(baseline, list(modes), tasks, groups, {mode: settings[mode] for mode in modes})
+    return Summary(baseline, list(modes), tasks, groups, {mode: settings[mode] for mode in modes if mode in settings})
 
 
 def front(groups: Sequence[Group], cost: Cost) -> list[Group]:
@@ -235,13 +308,22 @@ def front(groups: Sequence[Group], cost: Cost) -> list[Group]:
 
 
 def _group(
-    mode: str, task: str | None, suite: str | None, members: dict[str, list[EpisodeRow]], baseline: str
+    mode: str,
+    task: str | None,
+    suite: str | None,
+    members: dict[str, list[EpisodeRow]],
+    baseline: str,
+    one_clock: bool,
 ) -> Group:
-    rows, base = members[mode], members[baseline]
+    everything, base = members[mode], members[baseline]
+    rows = _once(everything)
     outcomes = Counter(row.outcome for row in rows)
     replan = rows[0].settings["replan"]
-    p50, base_p50 = _percentile(rows, 50), _percentile(base, 50)
-    base_ms = base_p50 / base[0].settings["replan"] * replan if base_p50 else None
+    devices = {row.device for row in everything}
+    timed = rows if one_clock else everything if len(devices) == 1 else []
+    base_timed = _once(base) if one_clock else [row for row in base if {row.device} == devices]
+    p50, base_p50 = _percentile(timed, 50), _percentile(base_timed, 50)
+    base_ms = base_p50 / base_timed[0].settings["replan"] * replan if base_p50 else None
     return Group(
         mode=mode,
         task=task,
@@ -256,14 +338,23 @@ def _group(
         kept_rates=_by_layer([rates for row in rows for rates in row.kept_rates]),
         match_rates=_by_layer([rates for row in rows for rates in row.match_rates]),
         ms_p50=p50,
-        ms_p90=_percentile(rows, 90),
-        ms_p99=_percentile(rows, 99),
-        ms_mean=_mean([value for row in rows for value in row.ms]),
+        ms_p90=_percentile(timed, 90),
+        ms_p99=_percentile(timed, 99),
+        ms_mean=_mean([value for row in timed for value in row.ms]),
         replan=replan,
-        ms_stages=_stages(rows),
+        ms_stages=_stages(timed),
         speedup=base_ms / p50 if p50 and base_ms else None,
-        paired=None if mode == baseline else compare(rows, base, baseline),
+        paired=None if mode == baseline else compare(everything, base, baseline),
     )
+
+
+def _once(rows: Sequence[EpisodeRow]) -> list[EpisodeRow]:
+    """One row an episode: the first that did not end in an error, or the first."""
+    found: dict[tuple[str, str, int, int], EpisodeRow] = {}
+    for row in rows:
+        if row.pair not in found or (found[row.pair].outcome == "error" and row.outcome != "error"):
+            found[row.pair] = row
+    return list(found.values())
 
 
 def _percentile(rows: Sequence[EpisodeRow], percent: float) -> float | None:
@@ -280,27 +371,35 @@ def _shares(values: Sequence[int]) -> dict[int, float]:
 
 
 def _by_phase(rows: Sequence[EpisodeRow]) -> dict[str, Phase]:
-    found: dict[str, list[tuple[int, float, list[float]]]] = defaultdict(list)
-    for row in rows:
-        chunks = zip(phases(row), row.passes, row.accepted_layers, row.kept_rates, strict=True)
-        for name, passes, accepted, kept in chunks:
-            found[name].append((passes, accepted, kept))
-    return {
-        name: Phase(
-            chunks=len(found[name]),
-            passes=float(np.mean([passes for passes, _, _ in found[name]])),
-            accepted_layers=float(np.mean([accepted for _, accepted, _ in found[name]])),
-            kept_rates=_by_layer([kept for _, _, kept in found[name]]),
-        )
-        for name in (*PHASES, *THIRDS)
-        if name in found
-    }
+    names = (*PHASES, *THIRDS)
+    of_chunk = np.array([names.index(name) for row in rows for name in phases(row)], int)
+    passes = np.array([value for row in rows for value in row.passes], float)
+    accepted = np.array([value for row in rows for value in row.accepted_layers], float)
+    kept = _table([rates for row in rows for rates in row.kept_rates])
+    found = {}
+    for place, name in enumerate(names):
+        if (own := of_chunk == place).any():
+            means = float(passes[own].mean()), float(accepted[own].mean())
+            found[name] = Phase(int(own.sum()), *means, _layer_means(kept[own]))
+    return found
 
 
 def _by_layer(rates: Sequence[Sequence[float]]) -> list[float]:
     """Means over the chunks that drafted the layer."""
+    return _layer_means(_table(rates))
+
+
+def _table(rates: Sequence[Sequence[float]]) -> Float[np.ndarray, "chunks layers"]:
+    """Rates by chunk and layer; NaN where a chunk did not draft the layer."""
     depth = max(map(len, rates), default=0)
-    return [float(np.mean([own[layer] for own in rates if len(own) > layer])) for layer in range(depth)]
+    even = all(len(own) == depth for own in rates)  # as a rule; padding takes ten times as long
+    padded = rates if even else [[*own, *[np.nan] * (depth - len(own))] for own in rates]
+    return np.array(padded, float).reshape(len(rates), depth)
+
+
+def _layer_means(table: Float[np.ndarray, "chunks layers"]) -> list[float]:
+    drafted = ~np.isnan(table)
+    return [float(table[own, layer].mean()) for layer, own in enumerate(drafted.T) if own.any()]
 
 
 def _stages(rows: Sequence[EpisodeRow]) -> dict[str, float]:

@@ -2,89 +2,154 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
 
-from . import tables
-from .config import EXPERT, StudyConfig
+from . import codecs, study_tables, study_text, tables
+from .config import StudyConfig
 from .films import slug
 from .geometry import Milliseconds, read_geometry, replay
 from .pareto import draw_pareto
 from .plots import STYLE, save
-from .records import EpisodeRow, Records, mode_order, write_text
+from .records import EpisodeRow, Records, mode_order, read_rows, write_text
 from .report import conditions, in_order, notes
-from .statistics import Group, Summary, compare, summarise
-from .verdict import THRESHOLDS, Kind, break_even, judge, judge_rival, least, mean_speedup, recommend
+from .statistics import Group, Summary, summarise
+from .verdict import THRESHOLDS, drafted, recommend
 
 
 @dataclass(frozen=True)
 class Policy:
-    """One checkpoint's part of a study.
+    """One policy's part of a study.
 
     Attributes:
-        rows: in the order of a report.
-        measured: latencies as recorded.
+        rows: in the order of a report, of all devices.
+        measured: success and passes over everything; latencies as recorded, where one device has all.
+        by_device: the same, a device each; latencies as recorded.
         replayed: latencies of another geometry, from `times`; None without one.
+        chosen: the setting of RSD that the user asks about; None for what is recommended.
     """
 
     name: str
     rows: list[EpisodeRow]
     measured: Summary
+    by_device: dict[str, Summary]
     replayed: Summary | None
     times: Milliseconds | None
+    chosen: str | None = None
 
     @property
     def judged(self) -> Summary:
         """What verdicts are about: the other geometry, where there is one."""
         return self.replayed or self.measured
 
+    @property
+    def recommended(self) -> Group | None:
+        """The setting of RSD that the numbers recommend."""
+        return recommend(self.judged)
+
+    @property
+    def setting(self) -> Group | None:
+        """The setting of RSD that the page looks at closely: the chosen one, else the recommended, else the best."""
+        rsd = drafted(self.judged)
+        if self.chosen:
+            return next((group for group in rsd if group.mode == self.chosen), None)
+        paired = [(group.paired.difference, group.paired.pairs, group) for group in rsd if group.paired]
+        known = [(difference, pairs, group) for difference, pairs, group in paired if difference is not None]
+        best = max(known, key=lambda item: item[:2], default=None)
+        return self.recommended or (best[2] if best else None)
+
+    def of(self, mode: str) -> list[EpisodeRow]:
+        """The rows of a mode."""
+        return [row for row in self.rows if row.mode == mode]
+
 
 def run(config: StudyConfig) -> int:
     """Writes the page and its figures. Returns the exit status.
 
     Raises:
-        FileNotFoundError: a folder without rows, or no such JSON of stages.
-        ValueError: rows that do not belong together, an unknown baseline, or a time that is missing.
+        FileNotFoundError: a folder without rows, or no such JSON of stages or codecs.
+        ValueError: rows that do not belong together, an unknown baseline or setting, latencies of several devices
+            without stages, a time that is missing, or a file that holds no codecs.
     """
     policies = read_policies(config)
-    text = "\n\n".join([front(config, policies), *(section(config, policy) for policy in policies)])
+    parts = [front(config, policies), *(section(config, policy) for policy in policies)]
     if len(policies) > 1:
-        text += "\n\n" + between(policies)
-    write_text(config.out, text + "\n")
+        parts.append(study_tables.between(policies))
+    if config.codecs is not None:
+        parts.append(f"## What the codec teaches\n\n{codecs.text(config.codecs)}")
+    write_text(config.out, "\n\n".join(parts) + "\n")
     print(config.out)
     return 0
 
 
 def read_policies(config: StudyConfig) -> list[Policy]:
-    """Folders of one checkpoint make one policy, in the order in which they were given."""
+    """Episodes of equal weights make one policy, in the order in which their folders were given; raises as `run`."""
     if not config.folders:
         raise ValueError("got no folder, expected at least one that `rsd-fast eval --out` wrote")
+    rows: dict[str, list[EpisodeRow]] = {}
     folders: dict[str, list[Path]] = {}
     for folder in config.folders:
-        rows = Records.merge([folder]).rows
-        if not rows:
+        found = read_rows(folder)
+        if not found:
             raise ValueError(f"got no episodes in {folder}, expected at least one")
-        checkpoints = [str(row.settings["checkpoint"]) for row in rows.values() if row.mode != EXPERT]
-        folders.setdefault(checkpoints[0] if checkpoints else EXPERT, []).append(folder)
-    names = [Path(checkpoint).name for checkpoint in folders]
+        own = next((row.policy for row in found if row.device), "scripted expert")
+        for row in found:
+            name = row.policy if row.device else own  # the expert's belong to the policy beside it
+            rows.setdefault(name, []).append(row)
+            if folder not in folders.setdefault(name, []):
+                folders[name].append(folder)
+    checkpoints = {name: Path(str(own[0].settings["checkpoint"])).name for name, own in rows.items()}
+    names = list(checkpoints.values())
     return [
-        _policy(config, name if names.count(name) == 1 else checkpoint, folders[checkpoint])
-        for name, checkpoint in zip(names, folders, strict=True)
+        _policy(config, name if names.count(name) == 1 else f"{name} ({policy})", rows[policy], folders[policy])
+        for policy, name in checkpoints.items()
     ]
 
 
-def _policy(config: StudyConfig, name: str, folders: list[Path]) -> Policy:
-    records = Records.merge(folders)
-    rows, modes = in_order(records, folders), mode_order(records, folders)
-    measured = summarise(rows, modes, config.baseline)
+def _policy(config: StudyConfig, name: str, found: list[EpisodeRow], folders: list[Path]) -> Policy:
+    rows = merged(found, folders)
+    records = Records(folders[0], {row.key: row for row in rows})
+    modes = mode_order(records, folders)
+    baseline = config.baseline or next((mode for mode in modes if mode.partition(":")[0] == "sequential"), modes[0])
+    devices = list(dict.fromkeys(row.device for row in rows if row.device))
+    if len(devices) > 1 and config.stages is None:
+        raise ValueError(
+            f"got episodes of {name} on {devices}, whose latencies do not compare: give --stages, whose latencies do, "
+            "or make a study of each"
+        )
+    measured = summarise(rows, modes, baseline)
+    if config.setting and config.setting not in (told := [group.mode for group in drafted(measured)]):
+        raise ValueError(f"got setting {config.setting!r}, expected one of {told} of {name}")
+    by_device = (
+        {devices[0]: measured}
+        if len(devices) == 1
+        else {device: summarise([row for row in rows if row.device == device], modes, baseline) for device in devices}
+    )
     if config.stages is None:
-        return Policy(name, rows, measured, None, None)
+        return Policy(name, rows, measured, by_device, None, None, config.setting)
     times = read_geometry(config.stages, next((layers for row in rows if (layers := row.settings.get("layers"))), None))
-    return Policy(name, rows, measured, summarise(replay(rows, times), modes, config.baseline), times)
+    replayed = summarise(replay(rows, times), modes, baseline, one_clock=True)
+    return Policy(name, rows, measured, by_device, replayed, times, config.setting)
+
+
+def merged(rows: Sequence[EpisodeRow], folders: Sequence[Path]) -> list[EpisodeRow]:
+    """Rows of one policy as those of one report, in its order, each device merged by itself; raises as a merge does.
+
+    Two names of one way of decoding (`rsd`, and all that it means spelled out) become one, the shorter.
+    """
+    names: dict[tuple[tuple[str, object], ...], str] = {}
+    for row in rows:
+        names[row.decoding] = min(names.get(row.decoding, row.mode), row.mode, key=len)
+    renamed = [replace(row, mode=names[row.decoding]) for row in rows if row.device]
+    renamed += [row for row in rows if not row.device]
+    devices = dict.fromkeys(row.device for row in renamed)
+    apart = [Records.of_rows([row for row in renamed if row.device == device], folders[0]) for device in devices]
+    ordered = [row for records in apart for row in in_order(records, folders)]
+    suites = list(dict.fromkeys(row.suite for row in rows))
+    return sorted(ordered, key=lambda row: suites.index(row.suite))
 
 
 # ---- the page
@@ -94,7 +159,7 @@ def front(config: StudyConfig, policies: Sequence[Policy]) -> str:
     """Title, what every report has to say, and the answer."""
     said = dict.fromkeys(note for policy in policies for note in notes(policy.rows))
     where = f"replayed at the geometry of `{config.stages.name}`" if config.stages else "as measured"
-    answers = [f"- **{policy.name}**: {answer(policy)}" for policy in policies]
+    answers = [f"- **{policy.name}**: {study_text.answer(policy)}" for policy in policies]
     return "\n\n".join(
         [
             "# Where residual speculative decoding pays",
@@ -105,208 +170,28 @@ def front(config: StudyConfig, policies: Sequence[Policy]) -> str:
     )
 
 
-def answer(policy: Policy) -> str:
-    """One paragraph: the recommended setting, or that there is none."""
-    summary = policy.judged
-    rsd = [group for group in summary.over_all if summary.settings[group.mode].get("mode") == "rsd"]
-    if not rsd:
-        return "no setting of RSD was run."
-    verdicts = {group.mode: judge(group, summary) for group in rsd}
-    paying = [group for group in rsd if verdicts[group.mode].pays]
-    best = recommend(summary)
-    kinds = Counter(verdict.kind for verdict in verdicts.values())
-    told: dict[Kind, str] = {
-        "open": "open",
-        "costs success": "cost success",
-        "slow": "not fast enough",
-        "no pairs": "without pairs",
-    }
-    others = ", ".join(f"{kinds[kind]} {words}" for kind, words in told.items() if kinds[kind])
-    count = f"RSD pays in {len(paying)} of {tables.plural(len(rsd), 'setting')}{f' ({others})' if others else ''}"
-    if best is None:
-        fastest = least(rsd, lambda group: group.ms_mean)
-        return f"{count}; nothing is recommended over `{summary.baseline}`. The fastest, {sentence(fastest, summary)}"
-    return f"{count}. Recommended: {sentence(best, summary)} {against_rival(policy, best)}".rstrip()
-
-
-def sentence(group: Group, summary: Summary) -> str:
-    """A setting against the baseline, in numbers."""
-    base = summary.group(summary.baseline, group.task, group.suite)
-    assert base is not None
-    speed = mean_speedup(group, base)
-    text = (
-        f"`{group.mode}`: success {tables.fraction(group.success)} against {tables.fraction(base.success)} of "
-        f"`{summary.baseline}`, {tables.number(group.passes, 2)} passes against {tables.number(base.passes, 2)}, "
-        f"{tables.number(group.ms_mean, 1)} ms a chunk against {tables.number(base.ms_mean, 1)} "
-        f"({tables.number(speed, 2, 'x')})"
-    )
-    if group.paired:
-        text += f"; paired difference {tables.points(group.paired.difference)} over {group.paired.pairs} pairs"
-        text += f", McNemar p = {group.paired.p_value:.2g}"
-    return text + "."
-
-
-def against_rival(policy: Policy, best: Group) -> str:
-    """The recommended setting against the fastest of the modes that are not RSD and pay; empty where there is none."""
-    summary = policy.judged
-    others = [group for group in summary.over_all if summary.settings[group.mode].get("mode") != "rsd"]
-    rivals = [group for group in others if judge(group, summary).pays]
-    if not rivals:
-        return ""
-    rival = least(rivals, lambda group: group.action_ms_mean)
-    test = compare(_of(policy, best.mode), _of(policy, rival.mode), rival.mode)
-    speed = mean_speedup(best, rival)
-    if test.difference is None or speed is None:
-        return ""
-    return (
-        f"Against `{rival.mode}`, of the other modes that pay the fastest "
-        f"({tables.number(rival.passes, 2)} passes): {tables.points(test.difference)} over {test.pairs} pairs, "
-        f"p = {test.p_value:.2g}, at {speed:.2f}x its speed; {judge_rival(test, speed)}."
-    )
-
-
 def section(config: StudyConfig, policy: Policy) -> str:
     """One policy: conditions, tables and figures."""
     summary = policy.measured
+    several = len(summary.suites) > 1
     parts = {
         "What was run": conditions(policy.rows),
-        "All settings, latency as measured": tables.markdown(overview(summary)),
-        "Success by suite": tables.markdown(by_suite(summary)) if len(summary.suites) > 1 else "",
-        "Where it pays": "\n".join(f"- {line}" for line in findings(policy)),
+        "All settings": f"{study_text.READING}\n\n{tables.markdown(study_tables.overview(summary))}",
+        "Success by suite": tables.markdown(study_tables.by_suite(summary)) if several else "",
+        "Success by task": tables.markdown(study_tables.by_task(policy)),
+        "The target": study_text.target(policy),
+        "RSD against every other mode": study_text.rivals(policy),
+        "Where it pays": "\n".join(f"- {line}" for line in study_text.findings(policy)),
     }
-    if policy.replayed:
-        assert policy.times is not None
-        told = ", ".join(f"{name} {ms:.2f}" for name, ms in policy.times.items())
-        parts["The same passes at the other geometry"] = (
-            f"Measured stages [ms]: {told}. A chunk is vision + prefill + draft (where one is) + passes x "
-            "(pass + tail); one of modes parallel and regression takes what parallel was measured to take as a whole, "
-            "where that is known. "
-            "Percentiles vary by passes alone.\n\n" + tables.markdown(latencies(policy.replayed))
-        )
-    parts["Passes and kept layers by phase of the episode"] = tables.markdown(phases(summary))
-    parts["Drafted codes kept in the first pass, by layer"] = tables.markdown(kept(summary))
+    if policy.times:
+        parts["Latency at the other geometry"] = study_text.geometry(policy)
+    parts["Latency as measured"] = study_text.latency(policy)
+    for suite in summary.suites if several else ():
+        parts[suite] = tables.markdown(study_tables.overview(summary, suite))
+    parts["Passes and kept layers by phase of the episode"] = tables.markdown(study_tables.phases(summary))
     figures = [f"![{path.stem}]({path.relative_to(config.out.parent)})" for path in draw_figures(config, policy)]
     told_parts = [f"### {title}\n\n{text}" for title, text in parts.items() if text]
     return "\n\n".join([f"## {policy.name}", *told_parts, *figures])
-
-
-def overview(summary: Summary) -> tables.Rows:
-    """One row a mode over everything: success, paired difference, passes, latency, verdict."""
-    return [
-        {
-            "mode": group.mode,
-            "success": tables.fraction(group.success, group.errors),
-            "95 %": tables.interval(group.success),
-            "difference": tables.points(group.paired.difference) if group.paired else "",
-            "McNemar p": f"{group.paired.p_value:.2g}" if group.paired else "",
-            "passes": tables.number(group.passes, 2),
-            "layers kept": tables.number(group.accepted_layers, 2),
-        }
-        | latency_cells(group, summary)
-        for group in summary.over_all
-    ]
-
-
-def latencies(summary: Summary) -> tables.Rows:
-    """One row a mode over everything: latency and verdict."""
-    return [
-        {"mode": group.mode, "passes": tables.number(group.passes, 2)} | latency_cells(group, summary)
-        for group in summary.over_all
-    ]
-
-
-def latency_cells(group: Group, summary: Summary) -> dict[str, str]:
-    """Mean and percentiles of a chunk, speedup of the mean, verdict."""
-    base = summary.group(summary.baseline, group.task, group.suite)
-    return {
-        "ms mean": tables.number(group.ms_mean, 2),
-        "ms p50": tables.number(group.ms_p50, 2),
-        "ms p99": tables.number(group.ms_p99, 2),
-        "speedup": tables.number(mean_speedup(group, base), 2, "x") if base else "",
-        "verdict": judge(group, summary).text,
-    }
-
-
-def by_suite(summary: Summary) -> tables.Rows:
-    """Success of every mode in every suite."""
-    rows = []
-    for mode in summary.modes:
-        row = {"mode": mode}
-        for suite in (*summary.suites, None):
-            group = summary.group(mode, suite=suite)
-            row[suite or "all"] = f"{tables.fraction(group.success, group.errors)}" if group else ""
-        rows.append(row)
-    return rows
-
-
-def phases(summary: Summary) -> tables.Rows:
-    """By phase of the episode, over everything."""
-    rows = [row for row in tables.by_phase(summary) if row.get("suite", "all") == "all"]
-    return [{name: cell for name, cell in row.items() if name != "suite"} for row in rows]
-
-
-def kept(summary: Summary) -> tables.Rows:
-    """Share of elements whose drafted code was kept, by layer."""
-    return [
-        {"mode": group.mode} | {f"layer {layer}": tables.percent(rate) for layer, rate in enumerate(group.kept_rates)}
-        for group in summary.over_all
-        if group.kept_rates
-    ]
-
-
-def findings(policy: Policy) -> Iterator[str]:
-    """Where it pays and where not, from the numbers."""
-    summary = policy.judged
-    base = summary.group(summary.baseline)
-    assert base is not None
-    if policy.times and base.passes:
-        passes = break_even(policy.times, base.passes)
-        head = policy.times["vision"] + policy.times["prefill"]
-        limit = (base.ms_mean or 0.0) / (head + policy.times["draft"] + policy.times["pass"] + policy.times["tail"])
-        yield (
-            f"Break-even: below {passes:.2f} passes RSD is faster than the {base.passes:.0f} of `{summary.baseline}`. "
-            f"At one pass a chunk it would be {limit:.2f}x: vision and prefill ({head:.1f} ms) stay."
-        )
-    best = recommend(summary)
-    if best and len(summary.suites) > 1:
-        for suite in summary.suites:
-            if group := summary.group(best.mode, suite=suite):
-                yield f"{suite}: {judge(group, summary).text}. {sentence(group, summary)}"
-    if best and len(best.phases) > 1:
-        told = ", ".join(f"{name} {phase.passes:.2f}" for name, phase in best.phases.items())
-        yield f"Passes of `{best.mode}` by phase: {told}."
-    for group in summary.over_all:
-        verdict = judge(group, summary)
-        if summary.settings[group.mode].get("mode") == "rsd" and not verdict.pays:
-            yield f"`{group.mode}`: {verdict.text}."
-
-
-def between(policies: Sequence[Policy]) -> str:
-    """The baselines, and the recommended settings, of all policies against the first one's baseline."""
-    first = policies[0]
-    reference = _of(first, first.measured.baseline)
-    rows = []
-    for policy in policies:
-        best = recommend(policy.judged)
-        for mode in dict.fromkeys([policy.measured.baseline, *([best.mode] if best else [])]):
-            group, other = policy.measured.group(mode), _of(policy, mode)
-            assert group is not None
-            test = compare(other, reference, first.measured.baseline)
-            is_reference = policy is first and mode == first.measured.baseline
-            rows.append(
-                {
-                    "policy": policy.name,
-                    "mode": mode,
-                    "success": tables.fraction(group.success, group.errors),
-                    "95 %": tables.interval(group.success),
-                    "passes": tables.number(group.passes, 2),
-                    "pairs": "" if is_reference else str(test.pairs),
-                    "difference": "" if is_reference else tables.points(test.difference),
-                    "McNemar p": "" if is_reference else f"{test.p_value:.2g}",
-                }
-            )
-    title = f"## Between policies\n\nPaired with `{first.measured.baseline}` of {first.name}.\n\n"
-    return title + tables.markdown(rows)
 
 
 def draw_figures(config: StudyConfig, policy: Policy) -> list[Path]:
@@ -320,7 +205,3 @@ def draw_figures(config: StudyConfig, policy: Policy) -> list[Path]:
             if figure is not None:
                 pngs.append(save(figure, folder / f"{config.out.stem}_{slug(policy.name)}_{name}")[0])
     return pngs
-
-
-def _of(policy: Policy, mode: str) -> list[EpisodeRow]:
-    return [row for row in policy.rows if row.mode == mode]

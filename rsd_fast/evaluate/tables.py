@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from .records import EpisodeRow
 from .statistics import Group, PairedTest, Share, Summary, front
@@ -42,14 +42,26 @@ def totals(summary: Summary) -> list[Group]:
 
 
 def where(summary: Summary, group: Group) -> dict[str, str]:
-    """First cells of a group's row; the suite only where there are several."""
+    """First cells of a group's row; the suite only where there are several. Names of tasks are short ones."""
     suite = {"suite": group.suite or "all"} if len(summary.suites) > 1 else {}
-    return {**suite, "task": group.place, "mode": group.mode}
+    task = summary.short[group.suite or "", group.task] if group.task else group.place
+    return {**suite, "task": task, "mode": group.mode}
 
 
-def comparisons(summary: Summary) -> Rows:
-    """Paired differences of success to the baseline."""
-    tests: list[tuple[Group, PairedTest]] = [(group, group.paired) for group in shown(summary) if group.paired]
+def tasks(summary: Summary) -> Rows:
+    """Short names of tasks and the whole ones, where they differ."""
+    several = len(summary.suites) > 1
+    return [
+        ({"suite": suite} if several else {}) | {"task": short, "name": task}
+        for (suite, task), short in summary.short.items()
+        if short != task
+    ]
+
+
+def comparisons(summary: Summary, groups: Sequence[Group] | None = None) -> Rows:
+    """Paired differences of success to the baseline; `groups` chooses the rows."""
+    groups = shown(summary) if groups is None else groups
+    tests: list[tuple[Group, PairedTest]] = [(group, group.paired) for group in groups if group.paired]
     return [
         where(summary, group)
         | {
@@ -58,6 +70,7 @@ def comparisons(summary: Summary) -> Rows:
             "only this mode succeeded": str(test.gained),
             "only the baseline": str(test.lost),
             "difference": points(test.difference),
+            "difference, 95 %": span(test),
             "McNemar p": f"{test.p_value:.3g}",
         }
         for group, test in tests
@@ -115,13 +128,13 @@ def by_phase(summary: Summary) -> Rows:
     ]
 
 
-def layers(summary: Summary) -> Rows:
-    """By drafted layer: how often the draft agreed with main, and how often its code was kept."""
+def layers(summary: Summary, groups: Sequence[Group] | None = None) -> Rows:
+    """By drafted layer: how often the draft agreed with main, and how often its code was kept; `groups` chooses."""
     return [
         where(summary, group)
         | {"share of elements": name}
         | {f"layer {layer}": percent(rate) for layer, rate in enumerate(rates)}
-        for group in shown(summary)
+        for group in (shown(summary) if groups is None else groups)
         for name, rates in (("draft agreed", group.match_rates), ("draft kept", group.kept_rates))
         if rates
     ]
@@ -153,12 +166,12 @@ def errors(rows: Sequence[EpisodeRow]) -> Rows:
     ]
 
 
-def markdown(rows: Rows) -> str:
-    """A Markdown table; text columns to the left, numbers to the right."""
+def markdown(rows: Rows, text: Collection[str] = ()) -> str:
+    """A Markdown table; text columns (and those in `text`) to the left, numbers to the right."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     lines = [
         "| " + " | ".join(columns) + " |",
-        "|" + "|".join("---" if is_text(name) else "---:" for name in columns) + "|",
+        "|" + "|".join("---" if is_text(name) or name in text else "---:" for name in columns) + "|",
         *("| " + " | ".join(row.get(name, "").replace("|", "\\|") for name in columns) + " |" for row in rows),
     ]
     return "\n".join(lines)
@@ -166,7 +179,15 @@ def markdown(rows: Rows) -> str:
 
 def is_text(column: str) -> bool:
     """Whether a column reads from the left."""
-    return column in ("suite", "task", "mode", "against", "error", "share of elements", "phase", "policy", "verdict")
+    return column in TEXT
+
+
+TEXT = frozenset(
+    (
+        *("suite", "task", "name", "mode", "against", "error", "share of elements", "phase", "policy", "device"),
+        *("code", "verdict"),
+    )
+)
 
 
 def fraction(share: Share, errors: int = 0) -> str:
@@ -193,6 +214,11 @@ def percent(value: float | None) -> str:
 def points(difference: float | None) -> str:
     """A difference of two shares; empty for None."""
     return "" if difference is None else f"{100 * difference:+.1f} points"
+
+
+def span(test: PairedTest) -> str:
+    """Interval of a paired difference, `-2.1 to +0.4`; empty without a pair."""
+    return "" if test.low is None or test.high is None else f"{100 * test.low:+.1f} to {100 * test.high:+.1f}"
 
 
 def plural(count: int, noun: str) -> str:

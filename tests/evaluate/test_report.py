@@ -43,7 +43,7 @@ def test_report_has_the_numbers_with_their_baseline(folder: Path, capsys: pytest
     text = (folder / "report.md").read_text()
     assert "| Push | sequential | 3/4 | 30-95 % | 3.00 | 0.00 | 15.0 | 20.0 | 3.75 | 1.00x |" in text
     assert "| Push | rsd | 3/3 + 1 error | 44-100 % | 1.00 | 1.75 | 7.5 |" in text
-    assert "| all | rsd | sequential | 6 | 2 | 0 | +33.3 points | 0.5 |" in text
+    assert "| all | rsd | sequential | 6 | 2 | 0 | +33.3 points | -12.3 to +70.0 | 0.5 |" in text
     assert "| Pull | rsd | 0 | the simulator's process died (SIGKILL) |" in text
     assert text.index("| Push | sequential |") < text.index("| Pull | sequential |")  # as the run listed them
     assert "`speedup`: median latency of `sequential`" in text
