@@ -20,6 +20,7 @@ from rsd_fast.models.convert_config import ConvertConfig
 from rsd_fast.models.tune_config import TuneConfig
 from rsd_fast.train.config import (
     AllTraining,
+    CodecComparison,
     CodecSweep,
     CodecTraining,
     DemosConfig,
@@ -57,6 +58,7 @@ COMMANDS: dict[str, Command] = {
     "render": Command(RenderConfig, "rsd_fast.train.render:run", resumes=True),
     "train codec": Command(CodecTraining, "rsd_fast.train.codec:run", resumes=True),
     "train sweep": Command(CodecSweep, "rsd_fast.train.sweep:run"),
+    "train compare": Command(CodecComparison, "rsd_fast.train.compare:run", resumes=True),
     "train main": Command(MainTraining, "rsd_fast.train.main:run", resumes=True),
     "train draft": Command(DraftTraining, "rsd_fast.train.draft:run", resumes=True),
     "train all": Command(AllTraining, "rsd_fast.train.all:run", resumes=True),

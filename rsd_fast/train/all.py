@@ -42,9 +42,7 @@ def run(config: AllTraining, data: DemoData | None = None) -> dict[str, Any]:
     if config.preset in MAIN_PRESETS:  # before any training; an unknown name is main's to refuse
         require_image_size(data, MAIN_PRESETS[config.preset].vision.image_size)
     clock = Clock(config.minutes)
-    own = {"steps": CodecTraining.steps, "batch": CodecTraining.batch, "weight_decay": CodecTraining.weight_decay}
-    own |= {"learning_rate": CodecTraining.learning_rate, "cuda_graph": False}
-    reconstruction = codec_training.run(part(CodecTraining, config, preset=config.codec_preset, **own), data)
+    reconstruction = codec_training.run(codec_settings(config), data)
     share = 1 - len(DRAFTS) * config.draft_share - MEASURE_SHARE
     outcomes = {"main": main_training.run(part(MainTraining, config, minutes=clock.share(share)), data)}
     for index, kind in enumerate(sorted(DRAFTS)):
@@ -59,6 +57,13 @@ def run(config: AllTraining, data: DemoData | None = None) -> dict[str, Any]:
     (config.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     write_card(config, metrics)
     return metrics
+
+
+def codec_settings(config: AllTraining) -> CodecTraining:
+    """The settings of the codec, which trains for steps and rates of its own."""
+    own = {"steps": CodecTraining.steps, "batch": CodecTraining.batch, "weight_decay": CodecTraining.weight_decay}
+    own |= {"learning_rate": CodecTraining.learning_rate, "cuda_graph": False}
+    return part(CodecTraining, config, **own)
 
 
 class Clock:

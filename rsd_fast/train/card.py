@@ -144,8 +144,8 @@ def _front(config: AllTraining) -> str:
         "---\nlicense: apache-2.0\nlibrary_name: rsd_fast\ntags: [robotics, vision-language-action, "
         "speculative-decoding]\n---\n\n"
         f"# {config.out.name}\n\n"
-        f"A policy for `rsd_fast`: main model of preset `{config.preset}` on RFSQ codes of preset "
-        f"`{config.codec_preset}`, chunks of {config.chunk} steps, with a regression and a coarse draft model. "
+        f"A policy for `rsd_fast`: main model of preset `{config.preset}` on the RFSQ codec "
+        f"`{config.codec}`, chunks of {config.chunk} steps, with a regression and a coarse draft model. "
         "Trained from scratch. It knows the tasks below, these cameras and this robot, and nothing else."
     )
 

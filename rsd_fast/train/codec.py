@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from rsd_fast.codec import RFSQCodec, codec_preset
+from rsd_fast.codec import RFSQCodec
 from rsd_fast.train.config import CodecTraining
 from rsd_fast.train.dataset import DemoData, load_data
 from rsd_fast.train.loop import Objective, fit
+from rsd_fast.train.variants import codec_config
 
 
 def run(config: CodecTraining, data: DemoData | None = None) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def run(config: CodecTraining, data: DemoData | None = None) -> dict[str, Any]:
     """
     data = load_data(config) if data is None else data
     torch.manual_seed(config.seed)
-    codec = RFSQCodec(codec_preset(config.preset, action_dims=data.actions.shape[1])).to(data.device)
+    codec = RFSQCodec(codec_config(config.codec, data.actions.shape[1])).to(data.device)
     trained, held_out = data.actions[data.in_training], data.actions[~data.in_training]
     moving = torch.ones(codec.config.action_dims, dtype=torch.bool)
     moving[list(codec.config.gripper_dims)] = False

@@ -195,8 +195,9 @@ class CodecTraining(OptimizerOptions):
     """Peak of a linear warm-up and a cosine."""
     weight_decay: float = 0.0
     """AdamW's, on matrices only."""
-    preset: Literal["redundant", "original"] = "redundant"
-    """`redundant`: 3 layers of 5 overlapping levels on the actions; `original`: 8 of 7 behind an autoencoder."""
+    codec: str = "redundant"
+    """`redundant`: 3 layers of 5 overlapping levels on the actions; `original`: 8 of 7 behind an autoencoder. Changes
+    follow a colon: "redundant:layers=4,levels=7,redundancy=1.6,normalization=none", "original:autoencoder=off"."""
     quantile: float = 0.01
     """Share of the commands, at either end of each dimension, that the codec clips. The customary 1 % is too much where
     a few tasks of many need a motion, such as a turn of the hand: their commands are the rare ones."""
@@ -223,6 +224,37 @@ class CodecSweep:
     """Redundancies rho; those that are impossible with a number of levels are left out."""
     normalization: tuple[Literal["scale", "none"], ...] = ("scale",)
     """`scale`: the first layer's range is fitted a dimension; `none`: it is [-1, 1]."""
+
+
+@dataclass(kw_only=True)
+class CodecComparison:
+    """Trains a small policy a codec, all on the same demonstrations, and writes one table of their errors."""
+
+    variants: tuple[str, ...] = ("redundant", "original")
+    """Codecs as in `train codec --codec`, also with `perturb` of main's training: "redundant:layers=4,perturb=0"."""
+    demos: Path = Path("demos")
+    """Folder of demonstration files (searched for *.hdf5), or one such file."""
+    out: Path = Path("results/compare")
+    """Folder for compare.json, compare.md, and a policy folder a variant."""
+    config: str | None = None
+    """All other settings: those of a shipped model (libero-nano, libero-small, robosuite-nano) or of a TOML file."""
+    minutes: float = 1.0
+    """Minutes of main and draft together, a variant; an autoencoder's training comes on top."""
+    draft: Literal["regression", "coarse"] = "regression"
+    """The draft model of every variant."""
+    device: str = "auto"
+    """`auto`, `cuda`, `cpu`: the whole data set is kept there."""
+    compile: bool = False
+    """Compile the models' blocks with torch.compile, anew for every variant."""
+    cuda_graph: bool | None = None
+    """Capture the whole step as one CUDA graph; none: as the settings say."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on settings that compare nothing."""
+        if not self.variants or self.minutes <= 0:
+            raise ValueError(
+                f"got variants {list(self.variants)} and minutes {self.minutes}, expected at least one and more than 0"
+            )
 
 
 @dataclass(kw_only=True)
@@ -288,7 +320,7 @@ class AllTraining(OptimizerOptions, AugmentOptions):
     """Optimiser steps of each draft at most (`steps` are main's)."""
     draft_share: float = 0.15
     """Share of `minutes` that each draft gets."""
-    codec_preset: Literal["redundant", "original"] = "redundant"
+    codec: str = "redundant"
     """See `train codec --help`."""
     quantile: float = 0.01
     """See `train codec --help`."""

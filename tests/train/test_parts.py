@@ -57,7 +57,7 @@ def test_codec_clips_as_much_as_it_is_told(main_config: MainTraining, data: Demo
 
 def test_the_original_codec_learns_its_autoencoder(main_config: MainTraining, data: DemoData):
     settings = {**QUICK, "batch": 64, "steps": 150, "eval_every": 50, "learning_rate": 1e-2}
-    config = CodecTraining(demos=main_config.demos, out=main_config.out, preset="original", **settings)
+    config = CodecTraining(demos=main_config.demos, out=main_config.out, codec="original", **settings)
     untrained = codec.reconstruction(RFSQCodec(codec_preset("original")), data.actions)["layers"][-1]["mae"]
     report = codec.run(config, data)
     assert report["layers"][-1]["mae"] < 0.3 * untrained
