@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -150,10 +150,10 @@ class Records:
         return cls.of_rows([row for folder in folders for row in read_rows(folder)], folders[0])
 
     @classmethod
-    def of_rows(cls, rows: Sequence[EpisodeRow], folder: Path) -> Records:
+    def of_rows(cls, rows: Sequence[EpisodeRow], folder: Path, may_differ: Collection[str] = ()) -> Records:
         """Rows of several folders as those of one; raises ValueError as `merge` does.
 
-        Of equal weights it does not matter where they lay.
+        Of equal weights it does not matter where they lay, and `may_differ` names settings that do not matter either.
         """
         several_replans = len({row.settings["replan"] for row in rows if "replan" in row.settings}) > 1
         merged = cls(folder)
@@ -167,7 +167,8 @@ class Records:
                 place = places.setdefault(row.policy, row.settings["checkpoint"])
                 if place != row.settings["checkpoint"]:
                     row = replace(row, settings={**row.settings, "checkpoint": place})
-            if settings.setdefault((row.suite, row.mode), row.settings) != row.settings:
+            compared = {name: value for name, value in row.settings.items() if name not in may_differ}
+            if settings.setdefault((row.suite, row.mode), compared) != compared:
                 merged.check_settings(row.mode, row.settings, row.suite)
             first = firsts.setdefault(row.mode, row)
             if first.decoding != row.decoding:

@@ -16,7 +16,7 @@ from .config import ReportConfig
 from .exports import write_tables
 from .figures import save_figures
 from .plots import FEW, pretty
-from .records import EpisodeRow, Records, mode_order, read_header, write_text
+from .records import EpisodeRow, Records, mode_order, read_header, read_rows, write_text
 from .statistics import Summary, summarise
 from .videos import write_videos
 
@@ -42,14 +42,16 @@ def write_report(config: ReportConfig) -> Summary:
     """Merges the rows of `config.folders`, writes all files and prints the table; raises as `run` does."""
     if not config.folders:
         raise ValueError("got no folder, expected at least one that `rsd-fast eval --out` wrote")
-    records = Records.merge(config.folders)
+    found = [row for folder in config.folders for row in read_rows(folder)]
+    policies = {row.policy: str(row.settings["checkpoint"]) for row in found if row.device}
+    if len(policies) > 1:
+        told = ", ".join(f"{name} ({policy})" if name != policy else name for policy, name in policies.items())
+        raise ValueError(f"got episodes of {told}, expected one policy: report each alone, or use rsd-fast study")
+    records = Records.of_rows(found, config.folders[0])
     out = config.out or config.folders[0]
     rows = in_order(records, config.folders)
     if not rows:
         raise ValueError(f"got no episodes in {records.file}, expected at least one")
-    if len(policies := {row.policy: str(row.settings["checkpoint"]) for row in rows if row.device}) > 1:
-        told = ", ".join(f"{name} ({policy})" if name != policy else name for policy, name in policies.items())
-        raise ValueError(f"got episodes of {told}, expected one policy: report each alone, or use rsd-fast study")
     summary = summarise(rows, mode_order(records, config.folders), config.baseline)
     write_text(out / SUMMARY_FILE, json.dumps({"rows": tables.results(summary), **summary.as_dict()}, indent=2) + "\n")
     figures = save_figures(summary, out)

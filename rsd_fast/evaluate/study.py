@@ -19,6 +19,9 @@ from .report import conditions, in_order, notes
 from .statistics import Group, Summary, summarise
 from .verdict import THRESHOLDS, drafted, recommend
 
+# What may differ within a mode of a study: settings that latency depends on, and success does not; a device's are told.
+OF_LATENCY = ("batch", "runtime", "backend", "batch_invariant", "notes")
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -75,6 +78,9 @@ def run(config: StudyConfig) -> int:
             without stages, a time that is missing, or a file that holds no codecs.
     """
     policies = read_policies(config)
+    if config.setting and not any(policy.chosen for policy in policies):
+        found = sorted({group.mode for policy in policies for group in drafted(policy.measured)})
+        raise ValueError(f"got setting {config.setting!r}, expected one of {found}")
     parts = [front(config, policies), *(section(config, policy) for policy in policies)]
     if len(policies) > 1:
         parts.append(study_tables.between(policies))
@@ -121,18 +127,17 @@ def _policy(config: StudyConfig, name: str, found: list[EpisodeRow], folders: li
             "or make a study of each"
         )
     measured = summarise(rows, modes, baseline)
-    if config.setting and config.setting not in (told := [group.mode for group in drafted(measured)]):
-        raise ValueError(f"got setting {config.setting!r}, expected one of {told} of {name}")
+    chosen = config.setting if config.setting in [group.mode for group in drafted(measured)] else None
     by_device = (
         {devices[0]: measured}
         if len(devices) == 1
         else {device: summarise([row for row in rows if row.device == device], modes, baseline) for device in devices}
     )
     if config.stages is None:
-        return Policy(name, rows, measured, by_device, None, None, config.setting)
+        return Policy(name, rows, measured, by_device, None, None, chosen)
     times = read_geometry(config.stages, next((layers for row in rows if (layers := row.settings.get("layers"))), None))
     replayed = summarise(replay(rows, times), modes, baseline, one_clock=True)
-    return Policy(name, rows, measured, by_device, replayed, times, config.setting)
+    return Policy(name, rows, measured, by_device, replayed, times, chosen)
 
 
 def merged(rows: Sequence[EpisodeRow], folders: Sequence[Path]) -> list[EpisodeRow]:
@@ -146,7 +151,9 @@ def merged(rows: Sequence[EpisodeRow], folders: Sequence[Path]) -> list[EpisodeR
     renamed = [replace(row, mode=names[row.decoding]) for row in rows if row.device]
     renamed += [row for row in rows if not row.device]
     devices = dict.fromkeys(row.device for row in renamed)
-    apart = [Records.of_rows([row for row in renamed if row.device == device], folders[0]) for device in devices]
+    apart = [
+        Records.of_rows([row for row in renamed if row.device == device], folders[0], OF_LATENCY) for device in devices
+    ]
     ordered = [row for records in apart for row in in_order(records, folders)]
     suites = list(dict.fromkeys(row.suite for row in rows))
     return sorted(ordered, key=lambda row: suites.index(row.suite))

@@ -123,3 +123,35 @@ def test_the_passes_of_a_mode_come_episode_after_episode_without_errors(tmp_path
     assert passes_trace(tmp_path, "rsd") == [1, 1, 3, 2, 1]
     with pytest.raises(ValueError, match=r"got mode 'jacobi', expected one of \['rsd', 'sequential'\]"):
         passes_trace(tmp_path, "jacobi")
+
+
+def test_equal_weights_may_lie_anywhere(tmp_path: Path, make_row: MakeRow) -> None:
+    settings = {**make_row().settings, "weights": "w1"}
+    Records.open(tmp_path / "a").add(make_row(settings={**settings, "checkpoint": "here/nano"}))
+    Records.open(tmp_path / "b").add(make_row(init_state=1, settings={**settings, "checkpoint": "there/nano"}))
+    assert len(Records.merge([tmp_path / "a", tmp_path / "b"]).rows) == 2
+    Records.open(tmp_path / "c").add(make_row(init_state=2, settings={**settings, "weights": "w2"}))
+    with pytest.raises(ValueError, match=r"weights 'w1', now got .*weights 'w2'"):
+        Records.merge([tmp_path / "a", tmp_path / "c"])
+
+
+def test_one_name_is_one_way_of_decoding_over_all_suites(tmp_path: Path, make_row: MakeRow) -> None:
+    rsd = {**make_row().settings, "mode": "rsd", "rule": "exact"}
+    Records.open(tmp_path / "a").add(make_row(mode="rsd", settings=rsd))
+    Records.open(tmp_path / "b").add(make_row(mode="rsd", suite="other", settings={**rsd, "rule": "typical(0.1)"}))
+    with pytest.raises(
+        ValueError, match=r"got mode 'rsd' with .*rule exact.* in fake, .*rule typical\(0.1\).* in other"
+    ):
+        Records.merge([tmp_path / "a", tmp_path / "b"])
+    # What means nothing to a mode may differ.
+    Records.open(tmp_path / "a").add(make_row(settings={**rsd, "mode": "parallel"}, mode="parallel"))
+    other = {**rsd, "mode": "parallel", "rule": "typical(0.1)"}
+    Records.open(tmp_path / "c").add(make_row(settings=other, mode="parallel", suite="other"))
+    assert len(Records.merge([tmp_path / "a", tmp_path / "c"]).rows) == 3
+
+
+def test_without_a_list_sequential_comes_first(tmp_path: Path, make_row: MakeRow) -> None:
+    records = Records.open(tmp_path)
+    for mode in ("draft", "jacobi", "rsd", "sequential"):
+        records.add(make_row(mode=mode, settings={**make_row().settings, "mode": mode}))
+    assert mode_order(records) == ["sequential", "rsd", "jacobi", "draft"]

@@ -98,6 +98,46 @@ def test_a_report_over_suites_has_rows_for_each_and_for_all(folder: Path, tmp_pa
     assert both is not None and both.success.episodes == 2
 
 
+def test_over_suites_tasks_come_last_and_have_short_names(tmp_path: Path, make_row: MakeRow) -> None:
+    records = Records.open(tmp_path)
+    for suite in ("libero_object", "libero_goal"):
+        for thing in ("alphabet_soup", "butter"):
+            for mode in ("sequential", "rsd"):
+                records.add(make_row(suite=suite, task=f"pick_up_the_{thing}_and_place_it_in_the_basket", mode=mode))
+    write_report(ReportConfig(folders=(tmp_path,)))
+    text = (tmp_path / "report.md").read_text()
+    first, by_task = text.split("## By task\n")
+    assert "| libero_goal | all | rsd | 2/2 |" in first and "alphabet" not in first
+    assert "| libero_goal | alphabet soup | rsd | 1/1 |" in by_task
+    assert "| libero_goal | butter | pick_up_the_butter_and_place_it_in_the_basket |" in by_task
+    results = (tmp_path / "tables" / "results.csv").read_text()
+    assert "pick_up_the_butter_and_place_it_in_the_basket" in results  # whole, to be joined with other data
+
+
+@pytest.mark.usefixtures("all_figures")
+def test_long_names_of_tasks_have_a_line_each_in_the_figure(tmp_path: Path, make_row: MakeRow) -> None:
+    records = Records.open(tmp_path)
+    for thing in ("the_middle_drawer_of_the_cabinet", "the_top_drawer_and_put_the_bowl_inside"):
+        for mode in ("sequential", "rsd"):
+            records.add(make_row(task=f"open_{thing}", mode=mode))
+    write_report(ReportConfig(folders=(tmp_path,)))
+    svg = (tmp_path / "plots" / "success.svg").read_text()
+    assert "middle drawer of cabinet" in svg and "top drawer and put bowl inside" in svg
+
+
+def test_devices_are_named_and_their_latencies_not_mixed(tmp_path: Path, make_row: MakeRow) -> None:
+    gpu = {**make_row().settings, "device": "GPU 3000", "dtype": "bfloat16"}
+    for suite, settings, ms in (("one", gpu, 1.0), ("other", make_row().settings, 50.0)):
+        for mode in ("sequential", "rsd"):
+            Records.open(tmp_path / suite).add(make_row(suite=suite, mode=mode, settings=settings, ms=[ms, ms]))
+    write_report(ReportConfig(folders=(tmp_path / "one", tmp_path / "other"), out=tmp_path / "out"))
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "**Episodes of several devices: GPU 3000, bfloat16 (one); cpu, float32 (other)." in text
+    assert "| one | all | rsd | 1/1 | 21-100 % | 3.00 | 0.00 | 1.0 | 1.0 | 0.25 | 1.00x |" in text
+    assert "| all | all | rsd | 2/2 | 34-100 % | 3.00 | 0.00 |  |  |  |  |" in text
+    assert "| all | all | rsd | sequential | 2 |" in text
+
+
 @pytest.mark.usefixtures("all_figures")
 def test_every_panel_is_a_figure_of_its_own_for_a_paper(folder: Path) -> None:
     write_report(ReportConfig(folders=(folder,)))

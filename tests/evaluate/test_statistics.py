@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from rsd_fast.evaluate.records import EpisodeRow
-from rsd_fast.evaluate.statistics import compare, mcnemar, summarise, wilson
+from rsd_fast.evaluate.statistics import compare, mcnemar, paired_interval, passes_interval, summarise, wilson
 
 MakeRow = Callable[..., EpisodeRow]
 
@@ -36,6 +36,54 @@ def test_wilson_of_no_episodes_has_no_rate() -> None:
 def test_mcnemar_is_exact(gained: int, lost: int, p: float) -> None:
     assert mcnemar(gained, lost) == pytest.approx(p)
     assert mcnemar(lost, gained) == pytest.approx(p)
+
+
+@pytest.mark.parametrize(
+    ("both", "gained", "lost", "neither", "low", "high"),
+    [  # Newcombe, Statistics in Medicine 17 (1998), 2635-2650, method 10, its first example; then its mirror image
+        (36, 12, 2, 0, 0.0569, 0.3404),
+        (36, 2, 12, 0, -0.3404, -0.0569),
+    ],
+)
+def test_the_interval_of_a_paired_difference_agrees_with_the_published_one(
+    both: int, gained: int, lost: int, neither: int, low: float, high: float
+) -> None:
+    assert paired_interval(both, gained, lost, neither) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_the_interval_of_mean_passes_takes_episodes_for_draws(make_row: MakeRow) -> None:
+    even = [make_row(init_state=state, passes=[1, 2]) for state in range(10)]
+    assert passes_interval(even) == (1.5, 1.5)
+    odd = [make_row(init_state=state, passes=[1 + state % 2] * 2) for state in range(10)]
+    found = passes_interval(odd)  # ten draws of 1 or 2: 0.5 * sqrt(10 / 9) / sqrt(10) = 1 / 6
+    assert found == pytest.approx((1.5 - 1.96 / 6, 1.5 + 1.96 / 6))
+    assert passes_interval(even[:1]) is None
+
+
+def test_pairs_are_of_one_device_and_latencies_of_several_make_none(make_row: MakeRow) -> None:
+    gpu = {**make_row().settings, "device": "gpu"}
+    rows = [
+        *(make_row(init_state=0), make_row(init_state=0, mode="rsd", outcome="failure")),
+        *(make_row(init_state=0, settings=gpu, ms=[1.0, 1.0]), make_row(init_state=0, mode="rsd", settings=gpu)),
+        *(make_row(init_state=1), make_row(init_state=1, mode="rsd", settings=gpu)),  # no pair
+        *(make_row(init_state=2, settings=gpu), make_row(init_state=2, mode="rsd", settings=gpu, ms=[1.0, 1.0])),
+    ]
+    summary = summarise(rows, ["sequential", "rsd"])
+    base, rsd = summary.group("sequential"), summary.group("rsd")
+    assert base is not None and rsd is not None and rsd.paired is not None
+    assert (base.success.episodes, base.ms_p50, base.speedup, base.chunks) == (3, None, None, 6)
+    assert (rsd.success.successes, rsd.success.episodes) == (2, 3)  # of state 0 the first, which failed
+    assert (rsd.paired.pairs, rsd.paired.lost) == (2, 1)
+    one_clock = summarise(rows, ["sequential", "rsd"], one_clock=True).group("rsd")
+    assert one_clock is not None and one_clock.ms_mean is not None
+    across = compare([row for row in rows if row.mode == "rsd"], [rows[0], rows[4]], "sequential", across=True)
+    assert across.pairs == 2
+
+
+def test_the_expert_has_no_device_and_pairs_with_any(make_row: MakeRow) -> None:
+    expert = {**make_row().settings, "mode": "expert", "device": "simulator"}
+    test = compare([make_row(mode="expert", settings=expert)], [make_row(outcome="failure")], "sequential")
+    assert (test.pairs, test.gained) == (1, 1)
 
 
 def test_pairs_are_same_task_state_and_seed_and_errors_drop_them(make_row: MakeRow) -> None:
