@@ -21,6 +21,7 @@ from rsd_fast.train.config import AllTraining, CodecTraining, DraftTraining, Mai
 from rsd_fast.train.dataset import DemoData, load_data, require_image_size
 from rsd_fast.train.loop import Outcome, half_precision
 from rsd_fast.train.offline import evaluate_offline, offline_table
+from rsd_fast.train.variants import codec_config
 
 MEASURE_SHARE = 0.04  # of the minutes: the table of errors at the end
 LEAST = 0.05  # minutes of a draft, however late it is
@@ -38,6 +39,7 @@ def run(config: AllTraining, data: DemoData | None = None) -> dict[str, Any]:
     Returns:
         the metrics, which also go to `<out>/metrics.json`.
     """
+    codec_config(config.codec)  # a wrong text, before the demonstrations are read
     data = load_data(config) if data is None else data
     if config.preset in MAIN_PRESETS:  # before any training; an unknown name is main's to refuse
         require_image_size(data, MAIN_PRESETS[config.preset].vision.image_size)

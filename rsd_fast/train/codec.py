@@ -30,6 +30,7 @@ def run(config: CodecTraining, data: DemoData | None = None) -> dict[str, Any]:
     Returns:
         the report of `reconstruction`, which also goes to `<out>-training/codec/report.json`.
     """
+    codec_config(config.codec)  # a wrong text, before the demonstrations are read
     data = load_data(config) if data is None else data
     torch.manual_seed(config.seed)
     codec = RFSQCodec(codec_config(config.codec, data.actions.shape[1])).to(data.device)

@@ -11,6 +11,7 @@ import json
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from rsd_fast.acceptance import Acceptance, exact
 from rsd_fast.codec import RFSQCodec
 from rsd_fast.decoding import ChunkDecoder
 from rsd_fast.models.checkpoints import load_policy
-from rsd_fast.models.draft import load_draft
+from rsd_fast.models.draft import DRAFTS, load_draft
 from rsd_fast.models.main import MainModel
 from rsd_fast.models.presets import MAIN_PRESETS
 from rsd_fast.train import codec as codec_training
@@ -114,7 +115,8 @@ def train_variant(config: AllTraining, kind: str, data: DemoData) -> dict[str, A
     """
     assert config.minutes is not None
     reconstruction = codec_training.run(codec_settings(config), data)
-    minutes = {"main": (1 - config.draft_share) * config.minutes, "draft": config.draft_share * config.minutes}
+    share = len(DRAFTS) * config.draft_share  # one draft has the time of all
+    minutes = {"main": (1 - share) * config.minutes, "draft": share * config.minutes}
     outcomes = {"main": main_training.run(part(MainTraining, config, minutes=minutes["main"]), data)}
     changes: dict[str, Any] = {"kind": kind, "steps": config.draft_steps, "minutes": minutes["draft"], "compile": False}
     outcomes["draft"] = draft_training.run(part(DraftTraining, config, **changes), data)
@@ -153,7 +155,7 @@ def sequential_by_depth(main: MainModel, codec: RFSQCodec, data: DemoData, frame
     for inputs, wanted in chunks_of(main, codec, data, frames):
         prefix = main.prefill(inputs)
         for index, decoder in enumerate(decoders):
-            actions, _ = decoder.run(lambda codes, prefix=prefix: main.decode(prefix, codes), len(wanted))
+            actions, _ = decoder.run(partial(main.decode, prefix), len(wanted))
             totals[index] += len(wanted) * (actions - wanted).abs().double().mean()
     return (totals / len(frames)).tolist()
 

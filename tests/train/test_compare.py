@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rsd_fast.cli import parse
+from rsd_fast.cli import main, parse
 from rsd_fast.codec import PRESETS, CodecConfig
 from rsd_fast.engine import RSDInferenceEngine
 from rsd_fast.models.checkpoints import load_policy
@@ -63,6 +63,12 @@ def test_variants_are_presets_and_what_differs():
 def test_what_is_no_codec_is_refused(text: str, message: str):
     with pytest.raises(ValueError, match=message):
         parse_variant(text)
+
+
+@pytest.mark.parametrize("command", ["codec", "all"])
+def test_a_wrong_codec_is_refused_before_anything_is_read(command: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", command, "--demos", "nowhere", "--codec", "redundant:levels=1"]) == 2
+    assert "got layers 3 and levels 1" in capsys.readouterr().err
 
 
 def test_a_codec_alone_has_no_training_settings():
