@@ -42,7 +42,8 @@ ORIGINAL_RULE = Acceptance(exact(), "layer", theta=0.7, keep="draft")
 HOW_TO_READ = (
     "Mean absolute error of the action on held-out chunks, physical units, all after the same minutes of training: a "
     "good codec has a small error with RSD at few passes of its layers, and its sequential error by layers kept says "
-    "how many layers pay; differences of a few per cent are within the noise of a seed."
+    "how many layers pay. Accuracy and agreement compare only between codecs of the same levels; differences of a few "
+    "per cent are within the noise of a seed."
 )
 
 
