@@ -171,6 +171,7 @@ def _scalars(group: Group, summary: Summary) -> dict[str, Any]:
         "errors": group.errors,
         "chunks": group.chunks,
         "passes": group.passes,
+        "passes_won": group.passes_won,
         "accepted_layers": group.accepted_layers,
         "ms_mean": group.ms_mean,
         "ms_p50": group.ms_p50,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def write_report(config: ReportConfig) -> Summary:
     """Merges the rows of `config.folders`, writes all files and prints the table; raises as `run` does."""
     if not config.folders:
         raise ValueError("got no folder, expected at least one that `rsd-fast eval --out` wrote")
-    found = [row for folder in config.folders for row in read_rows(folder)]
+    of_folders = {folder: read_rows(folder) for folder in config.folders}
+    found = [row for rows in of_folders.values() for row in rows]
     policies = {row.policy: str(row.settings["checkpoint"]) for row in found if row.device}
     if len(policies) > 1:
         told = ", ".join(f"{name} ({policy})" if name != policy else name for policy, name in policies.items())
@@ -57,8 +59,10 @@ def write_report(config: ReportConfig) -> Summary:
     figures = save_figures(summary, out)
     write_tables(summary, out)
     videos = write_videos(rows, summary.modes, config.folders, out)
-    write_text(out / REPORT_FILE, report_text(summary, rows, [path.relative_to(out) for path in (*figures, *videos)]))
-    print_report(summary, rows, out)
+    said = [*notes(rows), *(note for folder, own in of_folders.items() for note in unfinished(folder, own))]
+    files = [path.relative_to(out) for path in (*figures, *videos)]
+    write_text(out / REPORT_FILE, report_text(summary, rows, files, said))
+    print_report(summary, rows, out, said)
     return summary
 
 
@@ -79,14 +83,14 @@ def in_order(records: Records, folders: Sequence[Path] = ()) -> list[EpisodeRow]
     return sorted(rows, key=place)
 
 
-def report_text(summary: Summary, rows: list[EpisodeRow], files: list[Path]) -> str:
-    """report.md; over several suites the first tables are of those, and single tasks come last."""
+def report_text(summary: Summary, rows: list[EpisodeRow], files: list[Path], said: Sequence[str]) -> str:
+    """report.md with the notes `said`; over several suites the first tables are of those, single tasks come last."""
     several = len(summary.suites) > 1
     first = tables.totals(summary) if several else None
     one_task = [group for group in summary.groups if group.task] if several else []
     sections = [
         f"# {', '.join(summary.suites)}: {title(summary)}",
-        *(f"**{note}**" for note in notes(rows)),
+        *(f"**{note}**" for note in said),
         conditions(rows),
         explanation(summary),
         tables.markdown(tables.results(summary, first)),
@@ -147,6 +151,31 @@ def notes(rows: list[EpisodeRow]) -> list[str]:
     return [*dict.fromkeys(note for row in rows for note in row.settings.get("notes", [])), *devices_note(rows)]
 
 
+def unfinished(folder: Path, rows: Sequence[EpisodeRow]) -> list[str]:
+    """A sentence where episodes of a folder are missing.
+
+    How many a mode should have, the header of its run says; without one, all its tasks should have as many as one has.
+    """
+    header = read_header(folder)
+    listed = {(task["suite"], task["name"]) for task in header.get("tasks", []) if "suite" in task}
+    trials = header.get("config", {}).get("trials", 0)
+    counts: dict[str, Counter[tuple[str, str]]] = {}
+    for row in rows:
+        if row.device:
+            counts.setdefault(row.mode, Counter())[row.suite, row.task] += 1
+    total = 0
+    for mode, own in counts.items():
+        of_run = mode in header.get("modes", [])
+        total += max(trials if of_run else 0, *own.values()) * len(own.keys() | (listed if of_run else set()))
+    missing = total - sum(own.total() for own in counts.values())
+    if missing <= 0:
+        return []
+    return [
+        f"{folder.name}: {missing} of {total} episodes are missing. If the run was stopped, those are the ones that "
+        "took longest, failures among them, and what is left looks better than it is"
+    ]
+
+
 def devices_note(rows: list[EpisodeRow]) -> list[str]:
     """A sentence where episodes are of several devices."""
     suites: dict[str, set[str]] = {}
@@ -166,15 +195,15 @@ def explanation(summary: Summary) -> str:
     """How to read the table."""
     return (
         "Success: of the episodes that ended in success or failure, with the Wilson interval at 95 %. `passes`: runs "
-        "of the main model a chunk; `layers kept`: layers that the draft got right in the first, a mean over elements. "
-        "`ms`: latency of a chunk, from the observation to the actions, while simulators run on the same machine; "
-        f"`ms/action`: its median by the executed actions. `speedup`: median latency of `{summary.baseline}`, the "
+        "of the main model a chunk, a mean over chunks; `layers kept`: layers that the draft got right in the first, a "
+        "mean over elements. `ms`: latency of a chunk, from the observation to the actions, while simulators run on the "
+        f"same machine; `ms/action`: its median by the executed actions. `speedup`: median latency of `{summary.baseline}`, the "
         "baseline, in the same stack, by that of the mode; an action's, where modes differ in the replan interval."
     )
 
 
-def print_report(summary: Summary, rows: list[EpisodeRow], out: Path) -> None:
-    """The table, paired tests and errors on stdout."""
+def print_report(summary: Summary, rows: list[EpisodeRow], out: Path, said: Sequence[str]) -> None:
+    """The table, paired tests, the notes `said` and errors on stdout."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = FILE_WIDTH
@@ -189,7 +218,7 @@ def print_report(summary: Summary, rows: list[EpisodeRow], out: Path) -> None:
     elif front := tables.pareto(summary):
         console.print(f"Against {summary.baseline}. In success and latency at once no other mode beats:", markup=False)
         console.print(terminal_table(shortened(front), None))
-    for note in notes(rows):
+    for note in said:
         console.print(note, markup=False)
     for row in tables.errors(rows):
         where = f"{row['task']} {row['init state']} {row['mode']}"

@@ -90,7 +90,7 @@ class Group:
     Attributes:
         task: None for all tasks.
         suite: None for all suites.
-        passes, accepted_layers: means a chunk.
+        passes, accepted_layers: means a chunk; `passes_won` is over successful episodes.
         passes_share: share of chunks by their passes.
         phases: by name of the phase, in the order of an episode.
         kept_rates, match_rates: means by drafted layer, see `EpisodeRow`; empty without a draft.
@@ -108,6 +108,7 @@ class Group:
     errors: int
     chunks: int
     passes: float | None
+    passes_won: float | None
     accepted_layers: float | None
     passes_share: dict[int, float]
     phases: dict[str, Phase]
@@ -332,6 +333,7 @@ def _group(
         errors=outcomes["error"],
         chunks=sum(len(row.ms) for row in rows),
         passes=_mean([value for row in rows for value in row.passes]),
+        passes_won=_mean([value for row in rows if row.outcome == "success" for value in row.passes]),
         accepted_layers=_mean([value for row in rows for value in row.accepted_layers]),
         passes_share=_shares([value for row in rows for value in row.passes]),
         phases=_by_phase(rows),

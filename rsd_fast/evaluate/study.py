@@ -15,7 +15,7 @@ from .geometry import Milliseconds, read_geometry, replay
 from .pareto import draw_pareto
 from .plots import STYLE, save
 from .records import EpisodeRow, Records, mode_order, read_rows, write_text
-from .report import conditions, in_order, notes
+from .report import conditions, in_order, notes, unfinished
 from .statistics import Group, Summary, summarise
 from .verdict import THRESHOLDS, drafted, recommend
 
@@ -29,6 +29,7 @@ class Policy:
 
     Attributes:
         rows: in the order of a report, of all devices.
+        missing: sentences about folders that lack episodes.
         measured: success and passes over everything; latencies as recorded, where one device has all.
         by_device: the same, a device each; latencies as recorded.
         replayed: latencies of another geometry, from `times`; None without one.
@@ -37,6 +38,7 @@ class Policy:
 
     name: str
     rows: list[EpisodeRow]
+    missing: list[str]
     measured: Summary
     by_device: dict[str, Summary]
     replayed: Summary | None
@@ -97,11 +99,13 @@ def read_policies(config: StudyConfig) -> list[Policy]:
         raise ValueError("got no folder, expected at least one that `rsd-fast eval --out` wrote")
     rows: dict[str, list[EpisodeRow]] = {}
     folders: dict[str, list[Path]] = {}
+    missing: dict[str, list[str]] = {}
     for folder in config.folders:
         found = read_rows(folder)
         if not found:
             raise ValueError(f"got no episodes in {folder}, expected at least one")
         own = next((row.policy for row in found if row.device), "scripted expert")
+        missing.setdefault(own, []).extend(unfinished(folder, found))
         for row in found:
             name = row.policy if row.device else own  # the expert's belong to the policy beside it
             rows.setdefault(name, []).append(row)
@@ -109,13 +113,11 @@ def read_policies(config: StudyConfig) -> list[Policy]:
                 folders[name].append(folder)
     checkpoints = {name: Path(str(own[0].settings["checkpoint"])).name for name, own in rows.items()}
     names = list(checkpoints.values())
-    return [
-        _policy(config, name if names.count(name) == 1 else f"{name} ({policy})", rows[policy], folders[policy])
-        for policy, name in checkpoints.items()
-    ]
+    told = {policy: name if names.count(name) == 1 else f"{name} ({policy})" for policy, name in checkpoints.items()}
+    return [_policy(config, told[own], rows[own], folders[own], missing.get(own, [])) for own in checkpoints]
 
 
-def _policy(config: StudyConfig, name: str, found: list[EpisodeRow], folders: list[Path]) -> Policy:
+def _policy(config: StudyConfig, name: str, found: list[EpisodeRow], folders: list[Path], missing: list[str]) -> Policy:
     rows = merged(found, folders)
     records = Records(folders[0], {row.key: row for row in rows})
     modes = mode_order(records, folders)
@@ -134,10 +136,10 @@ def _policy(config: StudyConfig, name: str, found: list[EpisodeRow], folders: li
         else {device: summarise([row for row in rows if row.device == device], modes, baseline) for device in devices}
     )
     if config.stages is None:
-        return Policy(name, rows, measured, by_device, None, None, chosen)
+        return Policy(name, rows, missing, measured, by_device, None, None, chosen)
     times = read_geometry(config.stages, next((layers for row in rows if (layers := row.settings.get("layers"))), None))
     replayed = summarise(replay(rows, times), modes, baseline, one_clock=True)
-    return Policy(name, rows, measured, by_device, replayed, times, chosen)
+    return Policy(name, rows, missing, measured, by_device, replayed, times, chosen)
 
 
 def merged(rows: Sequence[EpisodeRow], folders: Sequence[Path]) -> list[EpisodeRow]:
@@ -164,7 +166,7 @@ def merged(rows: Sequence[EpisodeRow], folders: Sequence[Path]) -> list[EpisodeR
 
 def front(config: StudyConfig, policies: Sequence[Policy]) -> str:
     """Title, what every report has to say, and the answer."""
-    said = dict.fromkeys(note for policy in policies for note in notes(policy.rows))
+    said = dict.fromkeys(note for policy in policies for note in (*notes(policy.rows), *policy.missing))
     where = f"replayed at the geometry of `{config.stages.name}`" if config.stages else "as measured"
     answers = [f"- **{policy.name}**: {study_text.answer(policy)}" for policy in policies]
     return "\n\n".join(

@@ -30,6 +30,7 @@ def overview(summary: Summary, suite: str | None = None) -> tables.Rows:
             "difference, 95 %": "",
             "McNemar p": "",
             "passes": tables.number(group.passes, 2),
+            "in successes": tables.number(group.passes_won, 2),
         }
         if test := group.paired:
             row |= {

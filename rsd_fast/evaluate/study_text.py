@@ -39,8 +39,9 @@ READING = (
     "Modes may cover different episodes: `success` is over all of a mode, and compares with that of another only if "
     "the numbers of episodes agree. `pairs`, and the successes `here` and of the baseline `there`, are over the "
     "episodes that both have; the difference is theirs, with Newcombe's interval. `passes` is a mean over chunks, then "
-    "by phase; an episode that fails runs to its cap, so failures weigh more in it. `layer N`: elements whose drafted "
-    "code of the layer was kept in the first pass."
+    "over those of successful episodes, and by phase: an episode that fails runs to its cap, so failures weigh more in "
+    "the first, and a robot that has got stuck is easy to draft for. `layer N`: elements whose drafted code of the "
+    "layer was kept in the first pass."
 )
 
 
@@ -110,7 +111,8 @@ def target(policy: Policy) -> str:
         f"suites, and at most {TARGET_PASSES:g} passes of 3 in the mean. `{setting.mode}` ({why}), over {place}:",
         f"- success: {tables.points(test.difference)}, 95 % {tables.span(test)}, McNemar p = {test.p_value:.2g}, "
         f"{tables.plural(test.pairs, 'pair')}: **{success}**;\n"
-        f"- passes: {setting.passes:.2f}{span} of {tables.number(base.passes, 0)}: **{passes}**.",
+        f"- passes: {setting.passes:.2f}{span} of {tables.number(base.passes, 0)}, "
+        f"{tables.number(setting.passes_won, 2)} in successful episodes: **{passes}**.",
     ]
     meeting = [f"`{group.mode}`" for group in drafted(summary) if _meets(group)]
     if len(drafted(summary)) > 1:

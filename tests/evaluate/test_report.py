@@ -114,6 +114,24 @@ def test_over_suites_tasks_come_last_and_have_short_names(tmp_path: Path, make_r
     assert "pick_up_the_butter_and_place_it_in_the_basket" in results  # whole, to be joined with other data
 
 
+def test_a_run_that_was_stopped_says_what_is_missing(
+    tmp_path: Path, make_row: MakeRow, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = Records.open(tmp_path / "run")
+    for state in range(4):
+        records.add(make_row(init_state=state))
+    records.add(make_row(task="Pull", init_state=0))
+    records.add(make_row(mode="rsd"))  # of an earlier run, and all that was asked for
+    note = "run: 3 of 9 episodes are missing. If the run was stopped, those are the ones that took longest"
+    write_report(ReportConfig(folders=(tmp_path / "run",)))
+    assert f"**{note}" in (tmp_path / "run" / "report.md").read_text()
+    assert note in " ".join(capsys.readouterr().out.split())
+    tasks = [{"suite": "fake", "name": name} for name in ("Push", "Pull", "Lift")]
+    write_header(tmp_path / "run", {"modes": ["sequential"], "tasks": tasks, "config": {"trials": 5}})
+    write_report(ReportConfig(folders=(tmp_path / "run",)))
+    assert "**run: 10 of 16 episodes are missing." in (tmp_path / "run" / "report.md").read_text()
+
+
 @pytest.mark.usefixtures("all_figures")
 def test_long_names_of_tasks_have_a_line_each_in_the_figure(tmp_path: Path, make_row: MakeRow) -> None:
     records = Records.open(tmp_path)

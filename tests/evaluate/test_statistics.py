@@ -60,6 +60,12 @@ def test_the_interval_of_mean_passes_takes_episodes_for_draws(make_row: MakeRow)
     assert passes_interval(even[:1]) is None
 
 
+def test_passes_of_successes_are_told_apart(make_row: MakeRow) -> None:
+    rows = [make_row(passes=[3, 3]), make_row(init_state=1, outcome="failure", passes=[1, 1])]
+    group = summarise(rows, ["sequential"]).over_all[0]
+    assert (group.passes, group.passes_won) == (2.0, 3.0)
+
+
 def test_pairs_are_of_one_device_and_latencies_of_several_make_none(make_row: MakeRow) -> None:
     gpu = {**make_row().settings, "device": "gpu"}
     rows = [

@@ -248,13 +248,13 @@ def test_the_target_is_checked_with_its_interval(make_row: MakeRow, tmp_path: Pa
     assert "`rsd` (recommended above), over 2 suites" in target
     assert "- success: +0.0 points, 95 % -6.3 to +6.3, McNemar p = 1, 60 pairs: **met by the estimate; " in target
     assert "does not exclude a loss of 6.3 points**" in target
-    assert "- passes: 1.50 (1.50 to 1.50) of 3: **missed**" in target
+    assert "- passes: 1.50 (1.50 to 1.50) of 3, 1.50 in successful episodes: **missed**" in target
     assert "both parts are met by: no setting" in target
     assert "chosen on these episodes, among 2" in target
     assert "| other | 20 | 19 | 19 | +0.0 points |" in target
     asked = study(tmp_path / "study.md", folder, stages=stages, setting="rsd:theta=0.5")
     assert "`rsd:theta=0.5` (the setting asked for), over 2 suites" in asked
-    assert "- passes: 1.00 (1.00 to 1.00) of 3: **met**" in asked
+    assert "- passes: 1.00 (1.00 to 1.00) of 3, 1.00 in successful episodes: **met**" in asked
     assert "chosen on these episodes" not in asked
     with pytest.raises(ValueError, match=r"got setting 'rsd:theta=0.1', expected one of \['rsd', 'rsd:theta=0.5'\]"):
         study(tmp_path / "study.md", folder, stages=stages, setting="rsd:theta=0.1")
