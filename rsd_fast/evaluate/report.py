@@ -129,7 +129,7 @@ def conditions(rows: list[EpisodeRow]) -> str:
     of_tasks = dict.fromkeys((row.task, row.cap) for row in rows)
     caps = ", ".join(f"{name} {cap}" for name, cap in (of_suites if one_each else of_tasks))
     facts: dict[str, Any] = {
-        "policy": _distinct(row.settings["checkpoint"] for row in rows),
+        "policy": _distinct(_checkpoint(row) for row in rows),
         "device": _distinct(f"{row.settings['device']}, {row.settings['dtype']}" for row in rows),
         "chunk": _distinct(
             f"{row.settings['chunk']} actions, {row.settings['replan']} executed before looking again" for row in rows
@@ -196,9 +196,10 @@ def explanation(summary: Summary) -> str:
     return (
         "Success: of the episodes that ended in success or failure, with the Wilson interval at 95 %. `passes`: runs "
         "of the main model a chunk, a mean over chunks; `layers kept`: layers that the draft got right in the first, a "
-        "mean over elements. `ms`: latency of a chunk, from the observation to the actions, while simulators run on the "
-        f"same machine; `ms/action`: its median by the executed actions. `speedup`: median latency of `{summary.baseline}`, the "
-        "baseline, in the same stack, by that of the mode; an action's, where modes differ in the replan interval."
+        "mean over elements. `ms`: latency of a chunk, from the observation to the actions, while simulators run on "
+        "the same machine; `ms/action`: its median by the executed actions. `speedup`: median latency of "
+        f"`{summary.baseline}`, the baseline, in the same stack, by that of the mode; an action's, where modes differ "
+        "in the replan interval."
     )
 
 
@@ -266,6 +267,13 @@ def _mode(row: EpisodeRow) -> str:
     if (stop := told.get("stop")) and (layers := row.settings.get("layers")):
         told["stop"] = f"{stop} of {layers} layers"
     return ", ".join(f"{name} {value}" for name, value in told.items())
+
+
+def _checkpoint(row: EpisodeRow) -> str:
+    """Its name, not where it lay on some machine; and what tells it from others of that name."""
+    name = str(row.settings["checkpoint"])
+    name = Path(name).name if Path(name).is_absolute() else name
+    return f"{name} (weights {row.settings['weights']})" if "weights" in row.settings else name
 
 
 def _distinct(values: Any) -> str:

@@ -229,8 +229,10 @@ def study(out: Path, *folders: Path, **options: object) -> str:
 def test_one_policy_over_suites_has_a_table_for_each_and_one_for_all(
     make_row: MakeRow, tmp_path: Path, stages: Path
 ) -> None:
-    folders = [write(make_row, tmp_path / suite, MODES, GPU, suites=(suite,)) for suite in SUITES]
+    settings = {**GPU, "checkpoint": "/home/somebody/nano"}
+    folders = [write(make_row, tmp_path / suite, MODES, settings, suites=(suite,)) for suite in SUITES]
     text = study(tmp_path / "study.md", *folders, stages=stages)
+    assert "- policy: nano (weights w1)\n" in text and "/home" not in text
     assert "| sequential | 57/60 |" in text  # the baseline, though no header says so and rsd came first
     assert "| rsd | 57/60 | 86-98 % | 60 | 57 | 57 | +0.0 points | -6.3 to +6.3 | 1 | 1.50 |" in text
     for suite, episodes in (("one", 40), ("other", 20)):
@@ -312,7 +314,7 @@ def test_devices_are_told_apart_and_never_paired(make_row: MakeRow, tmp_path: Pa
     assert "**Episodes of several devices: GPU 3000, bfloat16 (one, other); cpu, float32 (one, other)." in text
     assert "| GPU 3000, bfloat16 | sequential | 3.00 | 15.00 |" in text
     assert "| cpu, float32 | sequential | 3.00 | 500.00 |" in text
-    assert "- policy: a/nano; b/nano" in text or "- policy: a/nano\n" in text
+    assert "- policy: a/nano (weights w1)" in text
     with pytest.raises(ValueError, match=r"got episodes of nano on .*'cpu, float32'.* give --stages"):
         study(tmp_path / "study.md", gpu, cpu)
 
