@@ -406,4 +406,5 @@ def _layer_means(table: Float[np.ndarray, "chunks layers"]) -> list[float]:
 
 def _stages(rows: Sequence[EpisodeRow]) -> dict[str, float]:
     names = dict.fromkeys(name for row in rows for name in row.ms_stages)
-    return {name: float(np.mean([ms for row in rows for ms in row.ms_stages.get(name, [])])) for name in names}
+    found = {name: _mean([ms for row in rows for ms in row.ms_stages.get(name, [])]) for name in names}
+    return {name: ms for name, ms in found.items() if ms is not None}

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from . import tables
 from .statistics import Group, Summary, compare
+from .study_data import Policy
 from .verdict import judge, mean_speedup
-
-if TYPE_CHECKING:
-    from .study import Policy
 
 
 def overview(summary: Summary, suite: str | None = None) -> tables.Rows:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from . import study_tables, tables
 from .statistics import Group, PairedTest, Summary, compare, passes_interval
+from .study_data import Policy
 from .verdict import (
     TARGET_LOSS,
     TARGET_PASSES,
@@ -21,9 +21,6 @@ from .verdict import (
     least,
     mean_speedup,
 )
-
-if TYPE_CHECKING:
-    from .study import Policy
 
 WHAT = {
     "sequential": "sequential",

@@ -51,7 +51,7 @@ def judge(group: Group, summary: Summary) -> Verdict:
     if difference is None or group.paired is None:
         return Verdict("no pairs", "no pairs")
     if speedup is None:
-        return Verdict("no pairs", "no latency of one device")
+        return Verdict("no pairs", "no latency to compare")
     if speedup < LEAST_SPEEDUP:
         return Verdict("slow", f"does not pay: {speedup:.2f}x")
     if difference >= -MOST_LOSS:

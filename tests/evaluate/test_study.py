@@ -16,7 +16,8 @@ from rsd_fast.evaluate.geometry import read_geometry, replay
 from rsd_fast.evaluate.records import EpisodeRow, Records, write_header
 from rsd_fast.evaluate.report import write_report
 from rsd_fast.evaluate.statistics import PairedTest, summarise
-from rsd_fast.evaluate.study import read_policies, run
+from rsd_fast.evaluate.study import run
+from rsd_fast.evaluate.study_data import read_policies
 from rsd_fast.evaluate.verdict import break_even, judge, judge_rival, judge_target, recommend
 
 MakeRow = Callable[..., EpisodeRow]
@@ -332,6 +333,17 @@ def test_names_of_one_setting_become_one_and_batches_are_told(make_row: MakeRow,
     assert "rsd:theta=0.95" not in text
     assert "up to 4 or 8 chunks were decoded in one call" in text
     assert "the calls differ in size" in text
+
+
+def test_the_expert_beside_a_policy_has_success_and_no_latency(make_row: MakeRow, tmp_path: Path, stages: Path) -> None:
+    folder = write(make_row, tmp_path / "a", MODES, GPU)
+    nothing = {"ms": [], "ms_stages": {}, "accepted_layers": [], "kept_rates": [], "match_rates": [], "passes": []}
+    settings = {**make_row().settings, "mode": "expert", "device": "simulator"}
+    for state in range(20):
+        Records.open(folder).add(make_row(suite="other", mode="expert", init_state=state, settings=settings, **nothing))
+    text = study(tmp_path / "study.md", folder, stages=stages)
+    assert "| expert | 20/20 | 84-100 % | 20 | 20 | 19 | +5.0 points |" in text
+    assert "no latency to compare |" in text
 
 
 def test_two_policies_are_compared_by_their_names(make_row: MakeRow, tmp_path: Path, stages: Path) -> None:
