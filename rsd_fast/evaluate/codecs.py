@@ -1,13 +1,16 @@
-"""A comparison of codecs that was made offline, as the study shows it: a JSON file -> a table."""
+"""A comparison of codecs that was made offline, as the study shows it: a file of JSON or Markdown -> a table."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from . import tables
+
+MOST_COLUMNS = 24  # more of them are a record, and no table
 
 
 def read_codecs(path: Path) -> tuple[tables.Rows, dict[str, str]]:
@@ -19,7 +22,7 @@ def read_codecs(path: Path) -> tuple[tables.Rows, dict[str, str]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no JSON, or none of these.
+        ValueError: no JSON, none of these, or rows with too much in them.
     """
     try:
         found = json.loads(path.read_text())
@@ -29,11 +32,20 @@ def read_codecs(path: Path) -> tuple[tables.Rows, dict[str, str]]:
     if not rows:
         raise ValueError(f"got no rows in {path}, expected a list of objects, one a codec")
     cells = [{name: _cell(value) for name, value in _flat(row)} for row in rows]
+    columns = len({name for row in cells for name in row})
+    if columns > MOST_COLUMNS:
+        raise ValueError(
+            f"got {columns} columns in {path}, expected at most {MOST_COLUMNS}: give the table in Markdown, such as "
+            f"the {path.with_suffix('.md').name} that is written beside it"
+        )
     return cells, {name: _cell(value) for name, value in _flat(beside)}
 
 
 def text(path: Path) -> str:
-    """A sentence and the table; raises as `read_codecs` does."""
+    """A sentence and the table; of Markdown its own words, without the title. Raises as `read_codecs` does."""
+    if path.suffix == ".md":
+        words = re.sub(r"\A# .*\n+", "", path.read_text())
+        return f"From `{path.name}`, measured offline.\n\n{re.sub(r'(?m)^#', '##', words).strip()}"
     rows, beside = read_codecs(path)
     told = "\n".join(f"- {name}: {value}" for name, value in beside.items())
     words = {name for row in rows for name, cell in row.items() if not _is_number(cell)}

@@ -259,7 +259,7 @@ class StudyConfig:
     setting: str | None = None
     """The setting of RSD that is held against the target and all other modes; default what the numbers recommend."""
     codecs: Path | None = None
-    """JSON of codecs that were trained and compared offline, to be shown as a table."""
+    """Codecs that were trained and compared offline: a table in Markdown, or JSON with a flat object a codec."""
     out: Path = Path("docs/study.md")
     """The page; its figures go to a folder `images` beside it."""
 

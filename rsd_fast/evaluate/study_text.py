@@ -43,7 +43,7 @@ READING = (
 
 
 def answer(policy: Policy) -> str:
-    """One paragraph: the recommended setting, or that there is none."""
+    """The recommended setting, or that there is none; then, a line a clock, what it pays against."""
     summary = policy.judged
     rsd = drafted(summary)
     if not rsd:
@@ -65,7 +65,7 @@ def answer(policy: Policy) -> str:
         text = f"{count}; nothing is recommended over `{summary.baseline}`. The fastest, {sentence(fastest, summary)}"
     else:
         text = f"{count}. Recommended: {sentence(best, summary)}"
-    return " ".join([text, *against_rivals(policy)])
+    return "\n  - ".join([text, *against_rivals(policy)])
 
 
 def sentence(group: Group, summary: Summary) -> str:

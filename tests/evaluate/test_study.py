@@ -393,7 +393,24 @@ def test_codecs_are_shown_whatever_their_keys(folder: Path, tmp_path: Path, stag
     assert ("- seconds: 3" in part) == (shape == "held")
 
 
-@pytest.mark.parametrize(("content", "message"), [("[", "is no JSON"), ("[]", "got no rows"), ("[1]", "got no rows")])
+def test_a_table_of_codecs_in_markdown_is_taken_as_it_is(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "compare.md"
+    path.write_text("# Codecs\n\nHow to read.\n\n## By suite\n\n| variant | mae |\n|---|---|\n| ours | 0.1 |\n")
+    part = study(tmp_path / "study.md", folder, codecs=path).split("## What the codec teaches")[1]
+    assert "# Codecs" not in part
+    assert part.endswith("How to read.\n\n### By suite\n\n| variant | mae |\n|---|---|\n| ours | 0.1 |\n")
+
+
+WIDE = json.dumps([{"name": "ours", "everything": list(range(30))}])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        *(("[", "is no JSON"), ("[]", "got no rows"), ("[1]", "got no rows")),
+        (WIDE, r"got 31 columns .* such as the compare.md that is written beside it"),
+    ],
+)
 def test_a_file_without_codecs_is_refused(folder: Path, tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "compare.json"
     path.write_text(content)
