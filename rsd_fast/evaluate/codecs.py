@@ -44,8 +44,8 @@ def read_codecs(path: Path) -> tuple[tables.Rows, dict[str, str]]:
 def text(path: Path) -> str:
     """A sentence and the table; of Markdown its own words, without the title. Raises as `read_codecs` does."""
     if path.suffix == ".md":
-        words = re.sub(r"\A# .*\n+", "", path.read_text())
-        return f"From `{path.name}`, measured offline.\n\n{re.sub(r'(?m)^#', '##', words).strip()}"
+        own = re.sub(r"\A# .*\n+", "", path.read_text())
+        return f"From `{path.name}`, measured offline.\n\n{re.sub(r'(?m)^#', '##', own).strip()}"
     rows, beside = read_codecs(path)
     told = "\n".join(f"- {name}: {value}" for name, value in beside.items())
     words = {name for row in rows for name, cell in row.items() if not _is_number(cell)}
