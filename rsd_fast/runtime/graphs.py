@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -43,9 +44,18 @@ class CapturedStages:
 
     def _capture(self, stage: Stage) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph(keep_graph=True)
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=capture_stream(torch.cuda.current_device())):
             stage()
         return graph
+
+
+@cache
+def capture_stream(device: int) -> torch.cuda.Stream:
+    """The stream of all captures on a device: memory that one capture leaves is free for the next on the same stream.
+
+    PyTorch's own is of the device on which it first captured anything, whatever is current later.
+    """
+    return torch.cuda.Stream(device)
 
 
 class GraphLoop(EagerLoop):
