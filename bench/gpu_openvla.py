@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import resource
 import time
 import traceback
 from collections.abc import Callable
@@ -41,6 +40,7 @@ from bench.openvla_baselines import (
 )
 from bench.openvla_chunks import accuracy_rows, chunk_rows, trace_rows
 from bench.openvla_floors import Cost, Rates, draft_cost, pass_cost, prefill_cost, vision_cost
+from bench.openvla_load import measure_in_fresh_process
 from bench.openvla_random import Models, random_inputs, random_models
 from bench.timing import Run, Timer, Times, captured
 from rsd_fast.acceptance import Acceptance
@@ -376,17 +376,8 @@ def profile(bench: Bench) -> None:
 
 
 def load(bench: Bench) -> None:
-    """A checkpoint from disk to the device."""
-    from rsd_fast.models.loading import from_openvla
-
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    parts = from_openvla(bench.options.load, device=bench.device)
-    if bench.device.type == "cuda":
-        torch.cuda.synchronize()
-    spent = time.perf_counter() - began
-    size = sum(p.numel() * p.element_size() for p in parts.main.parameters())
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    bench.emit("load", "load", "from_openvla", seconds=spent, weights_bytes=size, host_peak_growth_bytes=grown)
+    """A checkpoint from disk to the device, in a process of its own: its memory's peak is that of loading alone."""
+    bench.emit("load", "load", "from_openvla", **measure_in_fresh_process(bench.options.load, bench.device))
 
 
 RUNS: dict[str, Callable[[Bench], None]] = {
@@ -416,7 +407,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plain", action="store_true", help="no fused kernels but the tail")
     parser.add_argument("--trace", type=Path, default=None, help='JSON: {"passes": [1, 2, 1, ...]}, a number a chunk')
     parser.add_argument("--budget", type=float, default=260.0, help="seconds after which nothing more is compiled")
-    parser.add_argument("--load", default=None, help="also time the loading of this OpenVLA folder")
+    parser.add_argument("--load", default=None, help="also load this OpenVLA folder (bench.openvla_folder)")
     options = parser.parse_args(arguments)
     names = options.only.split(",") if options.only else [n for n in RUNS if not (options.quick and n == "compile")]
     if unknown := set(names) - set(RUNS):

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rsd_fast.codec import RFSQCodec
+from rsd_fast.models.attention import for_short
 from rsd_fast.models.draft_base import DraftModel, choose_codes
 from rsd_fast.models.draft_original import OriginalDraft
 from rsd_fast.models.heads import HeadConfig
@@ -69,7 +70,8 @@ class CrossBlock(nn.Module):
         q = self.cross_norm(x)
         x = x + self.cross(q, hidden, hidden, key_padding_mask=padding, need_weights=False)[0]
         q = self.self_norm(x)
-        x = x + self.self_attn(q, q, q, need_weights=False)[0]
+        with for_short(q):
+            x = x + self.self_attn(q, q, q, need_weights=False)[0]
         return x + self.mlp(self.mlp_norm(x))
 
 

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from rsd_fast.models.attention import for_short
+
 
 @dataclass(frozen=True)
 class VisionConfig:
@@ -118,7 +120,8 @@ class Attention(nn.Module):
         """Scaled dot product, no mask."""
         batch, tokens, width = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(*qkv.unbind(0))
+        with for_short(x):
+            attended = F.scaled_dot_product_attention(*qkv.unbind(0))
         return self.proj(attended.transpose(1, 2).reshape(batch, tokens, width))
 
 
