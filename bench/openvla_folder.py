@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def published_shapes(config: MainConfig) -> dict[str, Shape]:
     )
     shapes = {published_name(name): tuple(tensor.shape) for name, tensor in model.named_parameters()}
     for part, vision in (("featurizer", config.vision), ("fused_featurizer", config.vision.fused)):
-        unread = dict.fromkeys(("norm.weight", "norm.bias"), (vision.width,))
+        unread: dict[str, Shape] = {"norm.weight": (vision.width,), "norm.bias": (vision.width,)}
         if not vision.class_token:
             unread |= pooling_shapes(vision)
         shapes |= {f"vision_backbone.{part}.{name}": shape for name, shape in unread.items()}
@@ -81,8 +81,8 @@ def split(shapes: dict[str, Shape], shards: int) -> list[list[str]]:
     for name, shape in shapes.items():
         groups.setdefault(start * shards // total, []).append(name)
         start += torch.Size(shape).numel()
-    if len(groups) < shards:
-        raise ValueError(f"got {shards} shards, but {len(shapes)} tensors fill only {len(groups)} of them")
+    if len(groups) != shards:
+        raise ValueError(f"got {shards} shards, but {len(shapes)} tensors fill {len(groups)}")
     return list(groups.values())
 
 
@@ -181,27 +181,19 @@ def llama_tokenizer(prompt: PromptConfig) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Replace("▁", " ")
-    text = "▁" + prompt.template.format(instruction="pick up the black bowl and place it on the plate").replace(" ", "▁")
-    tokenizer.train_from_iterator([text], trainers.BpeTrainer(vocab_size=150, show_progress=False))
+    text = "▁" + prompt.template.format(instruction="pick up the black bowl and place it on the plate")
+    tokenizer.train_from_iterator([text.replace(" ", "▁")], trainers.BpeTrainer(vocab_size=150, show_progress=False))
     content = json.loads(tokenizer.to_str())
     fixed = {"<unk>": 0, "<s>": prompt.begin, "</s>": prompt.stop, "▁": prompt.end}
     learned = [*(f"<0x{byte:02X}>" for byte in range(256)), *content["model"]["vocab"]]
-    vocabulary = fixed | dict(zip((t for t in learned if t not in fixed), free_ids(prompt, fixed), strict=False))
-    taken = set(vocabulary.values())  # ids up to the padding's are all there, as tokens that no text has
+    free = (number for number in count() if number not in {*fixed.values(), prompt.pad})
+    vocabulary = fixed | {token: next(free) for token in learned if token not in fixed} | {"<PAD>": prompt.pad}
+    taken = set(vocabulary.values())  # up to the padding's no id is missing: the rest are tokens that no text has
     vocabulary |= {f"<unused_{number}>": number for number in range(prompt.pad) if number not in taken}
-    content["model"]["vocab"] = vocabulary | {"<PAD>": prompt.pad}
+    content["model"]["vocab"] = vocabulary
     tokenizer = Tokenizer.from_str(json.dumps(content))
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("<unk>", "<s>", "</s>", "<PAD>")])
     return tokenizer
-
-
-def free_ids(prompt: PromptConfig, fixed: dict[str, int]) -> Iterator[int]:
-    """Ids from 0 on that no special token has."""
-    taken, number = {*fixed.values(), prompt.pad}, 0
-    while True:
-        if number not in taken:
-            yield number
-        number += 1
 
 
 def write_json(path: Path, content: object) -> None:
@@ -227,7 +219,7 @@ def write_openvla(folder: Path, preset: str, device: torch.device, shards: int =
     write_json(folder / "dataset_statistics.json", {DATA_SET: statistics()})
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<PAD>"}
     write_json(folder / "special_tokens_map.json", tokens)
-    write_json(folder / "tokenizer_config.json", tokens | {"tokenizer_class": "LlamaTokenizer", "padding_side": "right"})
+    write_json(folder / "tokenizer_config.json", tokens | {"tokenizer_class": "LlamaTokenizer"})
     llama_tokenizer(config.prompt).save(str(folder / InstructionTokenizer.FILE))
     write_weights(folder, config, device, shards)
 

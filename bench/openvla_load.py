@@ -2,7 +2,7 @@
 
 Time, and the host's memory beyond what it is once the imports are done and the device is up. Both peaks are given:
 
-- `host_peak_growth_bytes`: of everything resident, pages of the mapped files included, which are the page cache's
+- `host_peak_growth_bytes`: of everything resident, pages of the mapped files (the page cache's) included
 - `host_anonymous_peak_growth_bytes`: of the process's own memory alone, sampled every millisecond
 
 `allowed_bytes` is one shard and 2 GB, beside weights that stay on the host (none on a GPU); `within` says whether the
@@ -72,6 +72,8 @@ class HostPeak:
 
 def measure(folder: Path, device: torch.device, cold: bool = False) -> dict[str, Any]:
     """Loads once. Only the first call in a process means something: memory that was freed is used again."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}; python -m bench.openvla_folder {folder} writes one")
     files = [file for file in folder.iterdir() if file.is_file()]
     shards = [file.stat().st_size for file in files if file.suffix == ".safetensors"]
     if cold:
