@@ -1,69 +1,22 @@
-"""Rows -> numbers: success with Wilson intervals, exact McNemar tests, latency percentiles, ratios to the baseline."""
+"""Rows -> numbers: success, paired comparisons, latency percentiles, ratios to the baseline."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache, cached_property
-from math import sqrt
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import binomtest
 
+from .intervals import PairedTest, Share, mcnemar, paired_interval, wilson
 from .names import short_tasks
 from .phases import PHASES, THIRDS, phases
 from .records import EpisodeRow
 
 Cost = Literal["ms_p50", "ms_mean", "action_ms", "action_ms_mean", "passes"]  # of a group
-
-
-@dataclass(frozen=True)
-class Share:
-    """Successes among episodes that ended in success or failure.
-
-    Attributes:
-        rate, low, high: None without such an episode; low and high are the Wilson interval at 95 %.
-    """
-
-    successes: int
-    episodes: int
-    rate: float | None
-    low: float | None
-    high: float | None
-
-    @property
-    def bars(self) -> tuple[float, float, float] | None:
-        """Rate, and how far the interval reaches below and above it; None without an episode."""
-        if self.rate is None or self.low is None or self.high is None:
-            return None
-        return self.rate, max(0.0, self.rate - self.low), max(0.0, self.high - self.rate)
-
-
-@dataclass(frozen=True)
-class PairedTest:
-    """A mode against the baseline, over episodes that both ended in success or failure.
-
-    Attributes:
-        pairs: such episodes.
-        gained: succeeded with the mode only; `lost`: with the baseline only.
-        difference: of the success rates, over the pairs.
-        p_value: exact McNemar test, two-sided.
-        both: succeeded with both.
-        low, high: interval of the difference at 95 %, see `paired_interval`; None without a pair.
-    """
-
-    baseline: str
-    pairs: int
-    gained: int
-    lost: int
-    difference: float | None
-    p_value: float
-    both: int = 0
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -184,38 +137,6 @@ class Summary:
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return asdict(self)
-
-
-@cache
-def wilson(successes: int, episodes: int) -> Share:
-    """Share of successes with its Wilson score interval at 95 % (Wilson, 1927)."""
-    if episodes == 0:
-        return Share(0, 0, None, None, None)
-    interval = binomtest(successes, episodes).proportion_ci(0.95, method="wilson")
-    return Share(successes, episodes, successes / episodes, float(interval.low), float(interval.high))
-
-
-@cache
-def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided p of the exact McNemar test: are pairs that differ as likely one way as the other?"""
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-
-
-@cache
-def paired_interval(both: int, gained: int, lost: int, neither: int) -> tuple[float, float]:
-    """Interval at 95 % of the difference of two paired shares (Newcombe, 1998, method 10): Wilson's, put together."""
-    pairs = both + gained + lost + neither
-    one, other = wilson(both + gained, pairs).bars, wilson(both + lost, pairs).bars
-    assert one is not None and other is not None
-    (rate, below, above), (base, base_below, base_above) = one, other
-    spread = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
-    excess: float = both * neither - gained * lost
-    if excess > 0:
-        excess = max(excess - pairs / 2, 0)
-    phi = excess / sqrt(spread) if spread else 0.0
-    low = sqrt(max(0.0, below**2 - 2 * phi * below * base_above + base_above**2))
-    high = sqrt(max(0.0, above**2 - 2 * phi * above * base_below + base_below**2))
-    return rate - base - low, rate - base + high
 
 
 def passes_interval(rows: Iterable[EpisodeRow]) -> tuple[float, float] | None:

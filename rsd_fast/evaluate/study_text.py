@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from . import study_tables, tables
-from .statistics import Group, PairedTest, Summary, compare, passes_interval
+from .intervals import PairedTest
+from .statistics import Group, Summary, compare, passes_interval
 from .study_data import Policy
 from .verdict import (
     TARGET_LOSS,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from .intervals import PairedTest, Share
 from .records import EpisodeRow
-from .statistics import Group, PairedTest, Share, Summary, front
+from .statistics import Group, Summary, front
 
 Rows = list[dict[str, str]]
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .geometry import Milliseconds
-from .statistics import Group, PairedTest, Summary
+from .intervals import PairedTest
+from .statistics import Group, Summary
 from .tables import points
 
 Kind = Literal["baseline", "no pairs", "slow", "pays", "costs success", "open"]

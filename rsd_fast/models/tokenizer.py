@@ -55,8 +55,10 @@ class InstructionTokenizer:
         """Token ids (int64) and the mask of real tokens, both `[B, max_tokens]`.
 
         Raises:
-            ValueError: an instruction is empty, or longer than `max_tokens`.
+            ValueError: there is none, or one is empty or longer than `max_tokens`.
         """
+        if not instructions:
+            raise ValueError("got no instruction, expected at least one")
         for text in instructions:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"got instruction {text!r}, expected a non-empty string")

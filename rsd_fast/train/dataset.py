@@ -82,21 +82,14 @@ class DemoData:
             raise ValueError(f"got no usable {split} frames in {len(self.last)}; make more demonstrations")
         return found
 
-    def chunks(
-        self, frames: Int[Tensor, " b"], chunk: int, held_dims: tuple[int, ...]
-    ) -> Float[Tensor, "b chunk A"]:
-        """The next `chunk` commands from each frame on.
+    def chunks(self, frames: Int[Tensor, " b"], chunk: int) -> Float[Tensor, "b chunk A"]:
+        """The next `chunk` commands from each frame on; beyond the end of a demonstration its last one goes on.
 
-        Beyond the end of a demonstration: no motion (the controller takes deltas), and the last command of the
-        `held_dims`, which are switches such as the gripper.
+        It is the command that reached the goal, as a rule in the middle of a motion. With no motion instead, a policy
+        that has not quite reached it learns to stop there, and what it sees then never changes.
         """
         index = frames[:, None] + torch.arange(chunk, device=frames.device)
-        last = self.last[frames][:, None]
-        actions = self.actions[torch.minimum(index, last)]
-        over = (index > last)[..., None].expand_as(actions).clone()
-        for dim in held_dims:  # one by one: a list of them would be copied to the device in every call
-            over[..., dim] = False
-        return actions.masked_fill(over, 0.0)
+        return self.actions[torch.minimum(index, self.last[frames][:, None])]
 
     def inputs(
         self, frames: Int[Tensor, " b"], tokens: tuple[Int[Tensor, "tasks N"], Bool[Tensor, "tasks N"]]

@@ -89,7 +89,7 @@ def objective(
     draft: DraftModel, main: MainModel, codec: RFSQCodec, data: DemoData, config: DraftTraining
 ) -> Objective[DraftModel, DraftBatch]:
     """Regression: L1 to latents; coarse: cross-entropy of codes. The smallest held-out loss is the best."""
-    sampler = Sampler(data, codec, main, config.batch, config)
+    sampler = Sampler(data, main, config.batch, config)
     held_out = data.held_out_sample(config.eval_samples, sampler.chunk)
     asked = main
     if config.compile:
@@ -116,7 +116,7 @@ def objective(
     def evaluate(model: DraftModel) -> dict[str, Any]:
         total = 0.0
         for part in held_out.split(BATCH):
-            wanted = data.chunks(part, sampler.chunk, codec.config.gripper_dims)
+            wanted = data.chunks(part, sampler.chunk)
             seen = as_batch(main, data.inputs(part, sampler.tokens), wanted)
             total += len(part) * loss(model, seen)[0].item()
         report = evaluate_offline(main, {config.kind: model}, codec, data, held_out, decodings=("sequential",))

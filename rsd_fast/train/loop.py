@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rsd_fast.progress import progress_bar
+from rsd_fast.runtime.graphs import capture_stream
 from rsd_fast.train.config import OptimizerOptions
 from rsd_fast.train.metrics import MetricsLog
 from rsd_fast.train.regions import compile_regions, restore_regions
@@ -188,7 +189,7 @@ class Run(Generic[M, B]):
             with on_side_stream(self.device):
                 return self.compute()
         if self.graph is None:
-            self.graph = CapturedStep(self.compute, self.generator)
+            self.graph = CapturedStep(self.compute, self.generator, self.device)
         return self.graph.replay()
 
     def compute(self) -> Float[Tensor, " losses"]:
@@ -252,13 +253,16 @@ class CapturedStep:
     Args:
         compute: the step; it has run a few times, on another stream than the default one.
         generator: of its draws; each replay draws from the seed that the generator has then.
+        device: where it runs.
     """
 
-    def __init__(self, compute: Callable[[], Tensor], generator: torch.Generator) -> None:
+    def __init__(self, compute: Callable[[], Tensor], generator: torch.Generator, device: torch.device) -> None:
         self.graph = torch.cuda.CUDAGraph()
         self.graph.register_generator_state(generator)
-        with torch.cuda.graph(self.graph):
-            self.losses = compute()
+        with torch.cuda.device(device):
+            stream = capture_stream(torch.cuda.current_device())
+            with torch.cuda.graph(self.graph, stream=stream):
+                self.losses = compute()
 
     def replay(self) -> Tensor:
         """Takes a step."""

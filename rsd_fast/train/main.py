@@ -43,9 +43,9 @@ class MainBatch:
 class Sampler:
     """Draws augmented observations and their chunks."""
 
-    def __init__(self, data: DemoData, codec: RFSQCodec, main: MainModel, batch: int, options: AugmentOptions) -> None:
+    def __init__(self, data: DemoData, main: MainModel, batch: int, options: AugmentOptions) -> None:
         assert main.tokenizer is not None
-        self.data, self.codec, self.batch, self.options = data, codec, batch, options
+        self.data, self.batch, self.options = data, batch, options
         self.normalizer = main.proprio_normalizer
         self.chunk = main.config.head.steps
         self.tokens = data.tokenize(main.tokenizer)
@@ -55,7 +55,7 @@ class Sampler:
         """A batch of the training split; actions in physical units."""
         rows = torch.randint(len(self.frames), (self.batch,), device=self.frames.device, generator=generator)
         frames = self.frames[rows]
-        actions = self.data.chunks(frames, self.chunk, self.codec.config.gripper_dims)
+        actions = self.data.chunks(frames, self.chunk)
         inputs = augment(self.data.inputs(frames, self.tokens), self.normalizer, self.options, generator)
         return inputs, actions
 
@@ -100,7 +100,7 @@ def objective(
     main: MainModel, codec: RFSQCodec, data: DemoData, config: MainTraining
 ) -> Objective[MainModel, MainBatch]:
     """The loss of every head; the best weights are those with the smallest sequential action error."""
-    sampler = Sampler(data, codec, main, config.batch, config)
+    sampler = Sampler(data, main, config.batch, config)
     held_out = data.held_out_sample(config.eval_samples, config.chunk)
     weights = loss_weights(config)
 

@@ -80,7 +80,7 @@ def evaluate_offline(
         decodings = ("sequential", ARGMAX, "jacobi", *(name for name in ONE_PASS if name in main.heads))
     offline = _Offline(main, codec, acceptance)
     tally = Tally()
-    for inputs, wanted in chunks_of(main, codec, data, frames):
+    for inputs, wanted in chunks_of(main, data, frames):
         offline.evaluate(inputs, wanted, drafts, decodings, tally)
     with_draft = [name(kind) for kind in drafts for name in (rsd_with, conditioned_with, alone_with)]
     names = [*decodings, *(name for name in with_draft if f"{name}/mae" in tally.count)]
@@ -99,13 +99,13 @@ def evaluate_offline(
 
 
 def chunks_of(
-    main: MainModel, codec: RFSQCodec, data: DemoData, frames: Int[Tensor, " n"]
+    main: MainModel, data: DemoData, frames: Int[Tensor, " n"]
 ) -> Iterator[tuple[PolicyInputs, Float[Tensor, "B T A"]]]:
     """Observations and the expert's chunks in physical units, so many frames at a time."""
     assert main.tokenizer is not None
     tokens = data.tokenize(main.tokenizer)
     for part in frames.split(BATCH):
-        yield data.inputs(part, tokens), data.chunks(part, main.config.head.steps, codec.config.gripper_dims)
+        yield data.inputs(part, tokens), data.chunks(part, main.config.head.steps)
 
 
 class _Offline:

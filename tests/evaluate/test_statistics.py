@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
+from rsd_fast.evaluate.intervals import mcnemar, paired_interval, wilson
 from rsd_fast.evaluate.records import EpisodeRow
-from rsd_fast.evaluate.statistics import compare, mcnemar, paired_interval, passes_interval, summarise, wilson
+from rsd_fast.evaluate.statistics import compare, passes_interval, summarise
 
 MakeRow = Callable[..., EpisodeRow]
 

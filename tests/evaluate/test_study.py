@@ -13,9 +13,10 @@ import pytest
 from rsd_fast.cli import main
 from rsd_fast.evaluate.config import ReportConfig, StudyConfig
 from rsd_fast.evaluate.geometry import read_geometry, replay
+from rsd_fast.evaluate.intervals import PairedTest
 from rsd_fast.evaluate.records import EpisodeRow, Records, write_header
 from rsd_fast.evaluate.report import write_report
-from rsd_fast.evaluate.statistics import PairedTest, summarise
+from rsd_fast.evaluate.statistics import summarise
 from rsd_fast.evaluate.study import run
 from rsd_fast.evaluate.study_data import read_policies
 from rsd_fast.evaluate.verdict import break_even, judge, judge_rival, judge_target, recommend

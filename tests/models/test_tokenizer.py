@@ -64,6 +64,11 @@ def test_nothing_to_encode_is_refused(bad):
         TOKENIZER(["lift the red cube", bad])
 
 
+def test_no_instruction_at_all_is_refused():
+    with pytest.raises(ValueError, match="got no instruction, expected at least one"):
+        TOKENIZER([])
+
+
 def test_it_is_the_same_after_saving_and_training_again(tmp_path):
     TOKENIZER.save(tmp_path)
     loaded = InstructionTokenizer.load(tmp_path, 12)
