@@ -153,7 +153,7 @@ def sequential_by_depth(main: MainModel, codec: RFSQCodec, data: DemoData, frame
         for stop in range(1, codec.config.layers + 1)
     ]
     totals = torch.zeros(len(decoders), dtype=torch.float64, device=data.device)
-    for inputs, wanted in chunks_of(main, codec, data, frames):
+    for inputs, wanted in chunks_of(main, data, frames):
         prefix = main.prefill(inputs)
         for index, decoder in enumerate(decoders):
             actions, _ = decoder.run(partial(main.decode, prefix), len(wanted))
