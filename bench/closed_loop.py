@@ -75,7 +75,7 @@ def play_plainly(config: EvalConfig, episodes: int) -> dict[str, Any]:
     device = choose_device(config.device)
     if device.type == "cuda":  # before anything uses it
         draw_on(device.index or 0)
-    engine = RSDInferenceEngine.from_pretrained(config.checkpoint, mode=MODE, device=device)
+    engine = RSDInferenceEngine.from_pretrained(config.policy, mode=MODE, device=device)
     tasks = suite.tasks[: len(config.tasks)]
     successes, steps, started = 0, 0, time.monotonic()
     for number, task in enumerate(tasks):
@@ -166,13 +166,14 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=8, help="for each simulator")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--batch", type=int, default=16, help="chunks that the policy decodes in one call at most")
-    parser.add_argument("--checkpoint", default="robosuite-nano")
+    parser.add_argument("--checkpoint", default=None, help="default: the shipped one that knows the suite")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     rows = measure(options)
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    told = {"suite": options.suite, "checkpoint": options.checkpoint, "mode": MODE, "gpu": gpu, "rows": rows}
+    policy = EvalConfig(suite=options.suite, checkpoint=options.checkpoint).policy
+    told = {"suite": options.suite, "checkpoint": policy, "mode": MODE, "gpu": gpu, "rows": rows}
     (options.out / "scaling.json").write_text(json.dumps(told, indent=2) + "\n")
     plot(rows, options.out / "scaling")
 

@@ -13,6 +13,8 @@ from tyro.conf import OmitArgPrefixes, Positional
 # The engine's modes, and those that need a draft model; named here because importing it loads torch.
 MODES = ("sequential", "rsd", "jacobi", "parallel", "conditioned", "regression", "draft")
 DRAFTED = ("rsd", "conditioned", "draft")
+# Shipped policies by the suites they know; of any other suite the default of the engine.
+SHIPPED = dict.fromkeys(("libero_spatial", "libero_object", "libero_goal", "libero_10"), "libero-nano")
 EXPERT = "expert"  # no mode of the engine: the suite's scripted expert acts, inside the simulator
 
 
@@ -156,8 +158,9 @@ class EvalConfig:
     """sequential, rsd, jacobi, draft (the draft model's chunk as it is), parallel, conditioned or regression, each with
     settings of its own if wanted (see above); the last three need a head of their own in the checkpoint. expert is the
     suite's scripted expert, which sees the simulator's state. The first is the baseline of every ratio."""
-    checkpoint: str = "robosuite-nano"
-    """Policy: a folder, the name of a shipped checkpoint, or a hub id."""
+    checkpoint: str | None = None
+    """Policy: a folder, the name of a shipped checkpoint, or a hub id; default the shipped one that knows the suite
+    (libero-nano, robosuite-nano)."""
     out: Path = Path("results/eval")
     """Folder for everything that this command writes."""
     workers: int | None = None
@@ -210,6 +213,11 @@ class EvalConfig:
         labels = [choice.label for choice in self.choices]
         if not labels or len(set(labels)) < len(labels):
             raise ValueError(f"got modes {labels}, expected at least one, and none twice")
+
+    @property
+    def policy(self) -> str:
+        """The checkpoint, or the shipped one that knows the suite."""
+        return self.checkpoint or SHIPPED.get(self.suite, "robosuite-nano")
 
     @property
     def choices(self) -> tuple[ModeChoice, ...]:

@@ -140,7 +140,7 @@ def load_policies(config: EvalConfig) -> Policies:
     choices = [choice for choice in config.choices if not choice.is_expert]
     if not choices:
         return Policies({})
-    folder = resolve_checkpoint(config.checkpoint)
+    folder = resolve_checkpoint(config.policy)
     parts = load_policy(folder, draft=None, device=config.device)
     drafts: dict[str, PolicyParts] = {}
     engines: dict[str, RSDInferenceEngine] = {}
@@ -153,7 +153,7 @@ def load_policies(config: EvalConfig) -> Policies:
     openvla = parts.main.config.prompt is not None  # ours are told the bare instruction
     return Policies(
         dict(engines),
-        {"checkpoint": config.checkpoint, "weights": fingerprint(folder)},
+        {"checkpoint": config.policy, "weights": fingerprint(folder)},
         gripper=config.gripper if config.gripper != "auto" else "openvla" if openvla else "simulator",
         image_size=OPENVLA_PICTURES if openvla else None,
         gpu=(device.index or 0) if device.type == "cuda" else None,

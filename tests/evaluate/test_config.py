@@ -69,3 +69,9 @@ def test_assets_are_for_libero_alone() -> None:
 
 def test_the_modes_are_those_of_the_engine() -> None:
     assert get_args(Mode) == MODES and DRAFTED == config.DRAFTED
+
+
+@pytest.mark.parametrize(("suite", "policy"), [("robosuite", "robosuite-nano"), ("libero_10", "libero-nano")])
+def test_a_suite_has_a_shipped_policy(suite: str, policy: str):
+    assert EvalConfig(suite=suite).policy == policy
+    assert EvalConfig(suite=suite, checkpoint="mine").policy == "mine"
