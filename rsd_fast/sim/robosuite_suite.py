@@ -86,8 +86,12 @@ class RobosuiteEnv(TaskEnv):
         return {
             "full_image": self._draw(FULL_CAMERA),
             "wrist_image": self._draw(WRIST_CAMERA),
-            "state": proprio(self.simulator),
+            "state": self.proprio(),
         }
+
+    def proprio(self) -> Float[np.ndarray, "8"]:
+        """See `TaskEnv`."""
+        return proprio(self.simulator)
 
     def frame(self) -> Image:
         """See `TaskEnv`."""

@@ -47,6 +47,10 @@ class TaskEnv(gymnasium.Env[Observation, np.ndarray]):
         """Both cameras and the state."""
         raise NotImplementedError
 
+    def proprio(self) -> Float[np.ndarray, "8"]:
+        """The state alone, float32: nothing is drawn."""
+        raise NotImplementedError
+
     def frame(self) -> Image:
         """The third-person camera alone, for videos."""
         raise NotImplementedError

@@ -47,6 +47,11 @@ class DemosConfig:
     """Largest push that the expert has to recover from, as a share of the largest command; 0 for none."""
     slips: float = 0.35
     """Share of pushes that are slips instead: the fingers open, then shut on nothing."""
+    policy: str | None = None
+    """A policy that acts for stretches of every episode, so that the expert shows the way back from its mistakes: a
+    folder, the name of a shipped checkpoint, or a hub id. It looks, so a GL library is needed, without --render too."""
+    device: str = "auto"
+    """Of that policy: auto, cpu, cuda, ..."""
     seed: int = 0
     """First seed. Evaluation starts from other ones."""
 

@@ -28,6 +28,7 @@ from .hdf5 import Demonstration, gather, read_task_file_seeds, settings, write_p
 
 if TYPE_CHECKING:
     from .config import DemosConfig
+    from .driver import Driver
 
 TRIES = 4  # episodes played for one that is wanted, at most
 
@@ -39,9 +40,12 @@ class Job:
     suite: str
     task: str
     seed: int
-    image_size: int | None  # None for no pictures
+    image_size: int
+    render: bool
     push: float
     slips: float
+    policy: str | None
+    device: str
     folder: Path
 
     @property
@@ -80,9 +84,10 @@ class Recording:
         config = self.config
         if len(self.jobs) == TRIES * config.episodes:
             return None
-        size = config.image_size if config.render else None
-        made_with = (size, config.push, config.slips, self.folder)
-        self.jobs.append(Job(self.task.suite, self.task.name, config.seed + len(self.jobs), *made_with))
+        names = ("image_size", "render", "push", "slips", "policy", "device")
+        made_with = {name: getattr(config, name) for name in names}
+        seed = config.seed + len(self.jobs)
+        self.jobs.append(Job(self.task.suite, self.task.name, seed, **made_with, folder=self.folder))
         return self.jobs[-1]
 
     def finish(self) -> None:
@@ -210,8 +215,14 @@ _ENVS: dict[tuple[str, str, int | None], TaskEnv] = {}  # of this worker; buildi
 def record(job: Job) -> bool:
     """Runs one episode and writes its file; whether the expert succeeded."""
     suite = get_suite(job.suite)
-    env = environment(job.suite, job.task, job.image_size)
-    demonstration = demonstrate(env, suite.make_expert, job.seed, job.push, job.slips, job.image_size is not None)
+    env = environment(job.suite, job.task, job.image_size if job.render or job.policy else None)
+    driver = None
+    if job.policy:
+        from .driver import Driver, load_driver  # torch, which the expert alone does not need
+
+        generator = np.random.default_rng((job.seed, 1))
+        driver = Driver(load_driver(job.policy, job.device), env.task.instruction, generator)
+    demonstration = demonstrate(env, suite.make_expert, job.seed, job.push, job.slips, job.render, driver)
     if demonstration is None:
         job.failed.touch()
         return False
@@ -233,25 +244,33 @@ def environment(suite: str, task: str, image_size: int | None) -> TaskEnv:
 
 
 def demonstrate(
-    env: TaskEnv, make_expert: Any, seed: int, push: float, slips: float, pictures: bool = True
+    env: TaskEnv,
+    make_expert: Any,
+    seed: int,
+    push: float,
+    slips: float,
+    pictures: bool = True,
+    driver: Driver | None = None,
 ) -> Demonstration | None:
     """One episode from the random start of `seed`, pushed about by `Disturbance`; None where it failed.
 
-    The command that is kept is the expert's own, also in steps in which another one was executed.
+    The command that is kept is the expert's own, also in steps in which another one was executed: a push, or the action
+    of the `driver`, during whose stretches there are no pushes.
     """
-    observation, _ = env.reset(seed=seed)
+    env.reset(seed=seed)
     expert, disturbance = make_expert(env), Disturbance(np.random.default_rng(seed), push, slips=slips)
     observations, snapshots, commands, executed, pushed = [], [], [], [], []
     terminated = truncated = False
     while not (terminated or truncated):
         command = expert.act()
-        action = np.clip(command + disturbance.next(), -1.0, 1.0)
-        observations.append(observation if pictures else {"state": observation["state"]})
+        driven = driver.next(env.observe) if driver else None
+        action = np.clip(command + disturbance.next() if driven is None else driven, -1.0, 1.0)
+        observations.append(env.observe() if pictures else {"state": env.proprio()})
         snapshots.append(env.snapshot())
         commands.append(np.clip(command, -1.0, 1.0))
         executed.append(action)
-        pushed.append(disturbance.active)
-        observation, _, terminated, truncated, _ = env.step(action)
+        pushed.append(disturbance.active or driven is not None)
+        _, terminated, truncated, _ = env.advance(action)
     if not terminated:
         return None
     images = {f"{name}s": [seen[name] for seen in observations] for name in ("full_image", "wrist_image") if pictures}

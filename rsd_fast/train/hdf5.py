@@ -167,7 +167,8 @@ def describe(task: Task, made_with: dict[str, Any]) -> dict[str, Any]:
 def settings(config: DemosConfig) -> dict[str, Any]:
     """What decides the content of an episode, beside its task."""
     size = {"image_size": config.image_size} if config.render else {}
-    return {**size, "push": config.push, "slips": config.slips, "seed": config.seed}
+    policy = {"policy": config.policy} if config.policy else {}
+    return {**size, "push": config.push, "slips": config.slips, **policy, "seed": config.seed}
 
 
 def read_task_file_seeds(path: Path, config: DemosConfig) -> list[int]:
