@@ -75,6 +75,7 @@ class Policies:
     Attributes:
         by_mode: see above.
         origin: what they were made of, for the records.
+        drafts: by label of the modes that have one, what tells the draft's weights from others.
         gripper: what their actions say of it.
         image_size: pixels a side of the pictures they were trained on; None where any will do.
         gpu: torch's index of theirs; None on the CPU.
@@ -84,6 +85,7 @@ class Policies:
 
     by_mode: dict[str, Policy]
     origin: dict[str, Any] = field(default_factory=dict)
+    drafts: dict[str, str] = field(default_factory=dict)
     gripper: Gripper = "simulator"
     image_size: int | None = None
     gpu: int | None = None
@@ -99,7 +101,8 @@ class Policies:
     def settings(self, mode: str) -> dict[str, Any]:
         """What makes episodes of a mode comparable."""
         described = {name: value for name, value in self.by_mode[mode].describe().items() if name != "versions"}
-        return {**self.origin, **described, "gripper": self.gripper}
+        draft = {"draft_weights": self.drafts[mode]} if mode in self.drafts else {}
+        return {**self.origin, **draft, **described, "gripper": self.gripper}
 
     def decode(
         self, mode: str, observations: Sequence[Observation], instructions: Sequence[str], seeds: Sequence[int]
@@ -153,7 +156,9 @@ def load_policies(config: EvalConfig) -> Policies:
     openvla = parts.main.config.prompt is not None  # ours are told the bare instruction
     return Policies(
         dict(engines),
-        {"checkpoint": config.policy, "weights": fingerprint(folder)},
+        # A draft that is trained anew makes no other policy of what main decodes without it.
+        {"checkpoint": config.policy, "weights": fingerprint(folder, ("codec", "main"))},
+        {choice.label: fingerprint(folder, (f"draft-{choice.draft}",)) for choice in choices if choice.draft},
         gripper=config.gripper if config.gripper != "auto" else "openvla" if openvla else "simulator",
         image_size=OPENVLA_PICTURES if openvla else None,
         gpu=(device.index or 0) if device.type == "cuda" else None,
@@ -189,10 +194,10 @@ def _timed(policy: Policy, observations: Sequence[Observation], instructions: Se
     return actions, infos
 
 
-def fingerprint(folder: Path) -> str:
-    """Tells a policy's weights from others, without reading gigabytes: sizes, and the ends of every file."""
+def fingerprint(folder: Path, parts: Sequence[str]) -> str:
+    """Tells weights of a policy's parts from others, without reading gigabytes: sizes, and the ends of every file."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*/*.safetensors")):
+    for file in sorted(file for part in parts for file in folder.glob(f"{part}/*.safetensors")):
         size = file.stat().st_size
         with file.open("rb") as stream:
             ends = [stream.read(1 << 20)]
