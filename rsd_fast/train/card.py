@@ -116,10 +116,34 @@ def commands(config: AllTraining, data: Mapping[str, Any]) -> list[str]:
     recordings = data["recordings"]
     suites = dict.fromkeys(made["suite"] for made in recordings)
     return [
-        *(line for made in recordings if made["settings"] for line in _recording(config, made)),
+        *(line for alike in _alike_but_seed(recordings) for line in _recordings(config, alike)),
         command_line("train all", config),
         *(f"rsd-fast eval --suite {suite} --checkpoint {config.out} --modes sequential rsd" for suite in suites),
     ]
+
+
+def _alike_but_seed(recordings: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Recordings of this package, together where only the seed differs, and the folder ends in it."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for made in recordings:
+        if made["settings"]:
+            seed = str(made["settings"].get("seed"))
+            named = made["folder"].removesuffix(seed) if made["folder"].endswith(seed) else made
+            rest = {name: value for name, value in made["settings"].items() if name != "seed"}
+            found.setdefault(str((named, made["suite"], made["episodes"], rest)), []).append(made)
+    return list(found.values())
+
+
+def _recordings(config: AllTraining, alike: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The commands of recordings that are alike but for the seed: a loop over seeds, if there are several."""
+    made = alike[0]
+    if len(alike) == 1:
+        return _recording(config, made)
+    seeds = sorted(each["settings"]["seed"] for each in alike)
+    folder = made["folder"].removesuffix(str(made["settings"]["seed"])) + "$seed"
+    looped = {**made, "folder": folder, "settings": {**made["settings"], "seed": "$seed"}}
+    lines = (f"    {line}" for line in _recording(config, looped))
+    return [f"for seed in {' '.join(map(str, seeds))}; do", *lines, "done"]
 
 
 def _recording(config: AllTraining, made: Mapping[str, Any]) -> list[str]:

@@ -304,6 +304,20 @@ def test_the_card_says_how_each_folder_was_recorded(tmp_path: Path):
     ]
 
 
+def test_the_card_loops_over_seeds_where_nothing_else_differs(tmp_path: Path):
+    for seed, name in ((500, "s500"), (0, "s0"), (7, "other")):
+        with h5py.File(write_demos(tmp_path / name / "robosuite"), "r+") as file:
+            file["data"].attrs["settings"] = json.dumps({"push": 0.5, "seed": seed, "image_size": SIZE})
+    lines = commands(AllTraining(demos=Path("demos"), out=Path("p")), describe_demos(tmp_path))
+    one = f"rsd-fast demos --suite robosuite --episodes 8 --push 0.5 --seed {{}} --image-size {SIZE} --out demos/{{}}"
+    assert lines[:-2] == [
+        one.format(7, "other"),
+        "for seed in 0 500; do",
+        "    " + one.format("$seed", "s$seed"),
+        "done",
+    ]
+
+
 def test_augmentation_moves_and_tints_and_keeps_type():
     generator = torch.Generator().manual_seed(0)
     images = torch.zeros(64, 2, 16, 16, 3, dtype=torch.uint8)
