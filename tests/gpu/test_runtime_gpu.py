@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.cuda_driver import Driver
 from rsd_fast.acceptance import Acceptance, lossless
 from rsd_fast.decoding import ChunkDecoder
 from rsd_fast.engine import RSDInferenceEngine
@@ -15,7 +16,7 @@ from rsd_fast.models.inputs import PolicyInputs
 from rsd_fast.observation import build_inputs
 from rsd_fast.policy_round import PolicyRound, RoundParts
 from rsd_fast.proposal import Proposal
-from rsd_fast.runtime import RoundLoop, make_loop
+from rsd_fast.runtime import CapturedStages, RoundLoop, make_loop
 from tests.policies import four_heads
 
 pytestmark = pytest.mark.gpu
@@ -195,6 +196,15 @@ def test_a_launch_of_the_device_loop_is_one_call_and_waits_for_nothing():
     others = {name for name in calls if name not in launches}
     waits_or_work = ("Memcpy", "LaunchKernel", "StreamSynchronize", "EventSynchronize")
     assert not any(word in name for name in others for word in waits_or_work), others
+
+
+def test_a_sequential_round_has_no_memset():
+    """Each costs the host a microsecond of every launch; attention of PyTorch's choice has one a call."""
+    made, driver = make_round("sequential", Acceptance(), 1), Driver()
+    with torch.inference_mode():
+        captured = CapturedStages(made.stages())
+    for graph in (*captured.head.values(), captured.forward, captured.accept):
+        assert driver.nodes(graph.raw_cuda_graph())["memset"] == 0
 
 
 def test_no_call_allocates_or_captures():
