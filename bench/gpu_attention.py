@@ -23,9 +23,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bench.cuda_driver import Driver
 from bench.gpu_accept import machine
 from rsd_fast.kernels.transformer import Plans, attention, pack_mask
+from rsd_fast.kernels.transformer.tuning import median_graph_us
 
 CUDA = torch.device("cuda")
-CALLS, REPLAYS = 20, 30
+CALLS = 20
 # Name: batch, tokens, heads, width of a head.
 SHAPES = {
     "nano's vision": (2, 64, 3, 64),
@@ -45,27 +46,13 @@ Call = Callable[[], Tensor]
 
 
 def time_calls(driver: Driver, make: Callable[[], Call]) -> dict[str, Any]:
-    """Microseconds of a call among `CALLS` on inputs of their own in one graph, and nodes a call."""
+    """Microseconds of a call among `CALLS` on inputs of their own in one graph, and the nodes of one call."""
     calls = [make() for _ in range(CALLS)]
-    with torch.cuda.stream(torch.cuda.Stream()):
-        for call in calls[:2]:
-            call()
-    torch.cuda.synchronize()
+    us = median_graph_us(lambda: [call() for call in calls], CALLS)
     graph = torch.cuda.CUDAGraph(keep_graph=True)
     with torch.cuda.graph(graph):
-        kept = [call() for call in calls]
-    nodes = driver.nodes(graph.raw_cuda_graph())
-    graph.instantiate()
-    taken = []
-    for _ in range(REPLAYS):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        taken.append(start.elapsed_time(end) * 1e3 / CALLS)
-    del kept
-    return {"us": sorted(taken)[REPLAYS // 2], "nodes": {kind: count / CALLS for kind, count in nodes.items()}}
+        calls[0]()
+    return {"us": us, "nodes": dict(driver.nodes(graph.raw_cuda_graph()))}
 
 
 def pytorch(backend: SDPBackend | None, batch: int, tokens: int, heads: int, width: int) -> Call:

@@ -116,34 +116,34 @@ def commands(config: AllTraining, data: Mapping[str, Any]) -> list[str]:
     recordings = data["recordings"]
     suites = dict.fromkeys(made["suite"] for made in recordings)
     return [
-        *(line for alike in _alike_but_seed(recordings) for line in _recordings(config, alike)),
+        *_recordings(config, recordings),
         command_line("train all", config),
         *(f"rsd-fast eval --suite {suite} --checkpoint {config.out} --modes sequential rsd" for suite in suites),
     ]
 
 
-def _alike_but_seed(recordings: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Recordings of this package, together where only the seed differs, and the folder ends in it."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
+def _recordings(config: AllTraining, recordings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The commands of this package's recordings: a loop where several differ in the seed that their folders end in."""
+    alike: dict[str, list[Mapping[str, Any]]] = {}
     for made in recordings:
         if made["settings"]:
-            seed = str(made["settings"].get("seed"))
-            named = made["folder"].removesuffix(seed) if made["folder"].endswith(seed) else made
-            rest = {name: value for name, value in made["settings"].items() if name != "seed"}
-            found.setdefault(str((named, made["suite"], made["episodes"], rest)), []).append(made)
-    return list(found.values())
+            alike.setdefault("\n".join(_recording(config, _of_any_seed(made))), []).append(made)
+    lines: list[str] = []
+    for looped, found in alike.items():
+        if len(found) == 1:
+            lines += _recording(config, found[0])
+        else:
+            seeds = " ".join(map(str, sorted(made["settings"]["seed"] for made in found)))
+            lines += [f"for seed in {seeds}; do", *(f"    {line}" for line in looped.splitlines()), "done"]
+    return lines
 
 
-def _recordings(config: AllTraining, alike: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The commands of recordings that are alike but for the seed: a loop over seeds, if there are several."""
-    made = alike[0]
-    if len(alike) == 1:
-        return _recording(config, made)
-    seeds = sorted(each["settings"]["seed"] for each in alike)
-    folder = made["folder"].removesuffix(str(made["settings"]["seed"])) + "$seed"
-    looped = {**made, "folder": folder, "settings": {**made["settings"], "seed": "$seed"}}
-    lines = (f"    {line}" for line in _recording(config, looped))
-    return [f"for seed in {' '.join(map(str, seeds))}; do", *lines, "done"]
+def _of_any_seed(made: Mapping[str, Any]) -> dict[str, Any]:
+    """A recording with a shell variable for its seed, in the name of its folder too, if that ends in it."""
+    folder, settings = made["folder"], dict(made["settings"])
+    if folder.endswith(seed := str(settings.get("seed"))):
+        folder, settings["seed"] = folder.removesuffix(seed) + "$seed", "$seed"
+    return {**made, "folder": folder, "settings": settings}
 
 
 def _recording(config: AllTraining, made: Mapping[str, Any]) -> list[str]:

@@ -23,7 +23,7 @@ import numpy as np
 
 from ..progress import progress_bar
 from ..sim.experts.disturbance import Disturbance
-from ..sim.suites import Task, TaskEnv, get_suite, get_task
+from ..sim.suites import Observation, Task, TaskEnv, get_suite, get_task
 from .hdf5 import Demonstration, gather, read_task_file_seeds, settings, write_part
 
 if TYPE_CHECKING:
@@ -37,15 +37,9 @@ TRIES = 4  # episodes played for one that is wanted, at most
 class Job:
     """One episode: everything a worker needs to know."""
 
-    suite: str
-    task: str
+    task: Task
     seed: int
-    image_size: int
-    render: bool
-    push: float
-    slips: float
-    policy: str | None
-    device: str
+    config: DemosConfig
     folder: Path
 
     @property
@@ -84,10 +78,7 @@ class Recording:
         config = self.config
         if len(self.jobs) == TRIES * config.episodes:
             return None
-        names = ("image_size", "render", "push", "slips", "policy", "device")
-        made_with = {name: getattr(config, name) for name in names}
-        seed = config.seed + len(self.jobs)
-        self.jobs.append(Job(self.task.suite, self.task.name, seed, **made_with, folder=self.folder))
+        self.jobs.append(Job(self.task, config.seed + len(self.jobs), config, self.folder))
         return self.jobs[-1]
 
     def finish(self) -> None:
@@ -214,15 +205,16 @@ _ENVS: dict[tuple[str, str, int | None], TaskEnv] = {}  # of this worker; buildi
 
 def record(job: Job) -> bool:
     """Runs one episode and writes its file; whether the expert succeeded."""
-    suite = get_suite(job.suite)
-    env = environment(job.suite, job.task, job.image_size if job.render or job.policy else None)
+    task, config = job.task, job.config
+    env = environment(task.suite, task.name, config.image_size if config.render or config.policy else None)
     driver = None
-    if job.policy:
+    if config.policy:
         from .driver import Driver, load_driver  # torch, which the expert alone does not need
 
         generator = np.random.default_rng((job.seed, 1))
-        driver = Driver(load_driver(job.policy, job.device), env.task.instruction, generator)
-    demonstration = demonstrate(env, suite.make_expert, job.seed, job.push, job.slips, job.render, driver)
+        driver = Driver(load_driver(config.policy, config.device), task.instruction, generator)
+    make_expert = get_suite(task.suite).make_expert
+    demonstration = demonstrate(env, make_expert, job.seed, config.push, config.slips, config.render, driver)
     if demonstration is None:
         job.failed.touch()
         return False
@@ -259,13 +251,19 @@ def demonstrate(
     """
     env.reset(seed=seed)
     expert, disturbance = make_expert(env), Disturbance(np.random.default_rng(seed), push, slips=slips)
-    observations, snapshots, commands, executed, pushed = [], [], [], [], []
+    observations: list[Observation] = []
+    snapshots, commands, executed, pushed = [], [], [], []
+
+    def observe() -> Observation:
+        """What the driver sees; drawn for it alone where pictures are not kept."""
+        return observations[-1] if pictures else env.observe()
+
     terminated = truncated = False
     while not (terminated or truncated):
         command = expert.act()
-        driven = driver.next(env.observe) if driver else None
-        action = np.clip(command + disturbance.next() if driven is None else driven, -1.0, 1.0)
         observations.append(env.observe() if pictures else {"state": env.proprio()})
+        driven = driver.next(observe) if driver else None
+        action = np.clip(command + disturbance.next() if driven is None else driven, -1.0, 1.0)
         snapshots.append(env.snapshot())
         commands.append(np.clip(command, -1.0, 1.0))
         executed.append(action)

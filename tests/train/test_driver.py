@@ -87,6 +87,7 @@ def test_the_workers_ask_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         demos, "environment", lambda suite, task, size: SUITE.make_env(get_task(SUITE, task), render=False)
     )
-    job = demos.Job("robosuite", "Lift", 1, 128, False, 0.0, 0.0, "mine", "cpu", tmp_path)
+    config = DemosConfig(render=False, push=0.0, slips=0.0, policy="mine", device="cpu")
+    job = demos.Job(get_task(SUITE, "Lift"), 1, config, tmp_path)
     assert demos.record(job)
     assert loaded == [("mine", "cpu")] and engine.asked and job.part.exists()
