@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -140,17 +141,31 @@ class Scheduler:
     # ---- simulators
 
     def _begin_episodes(self) -> Iterator[Ended]:
-        for slot in self.slots:
-            if slot.episode is not None or not self._queue:
-                continue
+        free = [slot for slot in self.slots if slot.episode is None][: len(self._queue)]
+        failed = self._start_simulators([slot for slot in free if slot.simulator is None])
+        for slot in free:
             item = self._take(slot)
             slot.episode = Episode(item)
             try:
                 if slot.simulator is None:
-                    slot.simulator = self.make_simulator()
+                    raise failed[id(slot)]
                 slot.simulator.reset(item.task.name, item.init_state, item.film, item.is_expert)
             except SimulatorCrash as error:
                 yield self._fail(slot, error)
+
+    def _start_simulators(self, slots: list[Slot]) -> dict[int, SimulatorCrash]:
+        """Side by side, as a process takes seconds; why those did not start that did not."""
+        if not slots:
+            return {}
+        with ThreadPoolExecutor(len(slots)) as pool:
+            starting = [(slot, pool.submit(self.make_simulator)) for slot in slots]
+        failed = {}
+        for slot, future in starting:
+            try:
+                slot.simulator = future.result()
+            except SimulatorCrash as error:
+                failed[id(slot)] = error
+        return failed
 
     def _take(self, slot: Slot) -> WorkItem:
         """The next episode of the task that the slot has built; else of the task that the fewest are busy with."""

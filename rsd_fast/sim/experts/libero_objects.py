@@ -18,6 +18,7 @@ FINGER, HAND, ARM = 0.048, 0.105, 0.06  # half the room to the side of open fing
 RIM = 0.012  # height of the part of a bowl or mug that counts as its rim
 REACH = (0.44, 0.70)  # of an arm that points down, from its base, with ease
 HOME_YAW = np.pi / 2  # of the finger axis as the arm starts
+LEAN = -0.06  # decides which way the hand turns where both would cost the same
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def choose_grasp(scene: Scene, name: str, ahead: Point, whim: Float[np.ndarray, 
 
     Args:
         ahead: where the object's origin will have to go.
-        whim: added to the costs of as many directions, so that equals are not always decided the same way.
+        whim: added to the costs of as many directions, so that not all episodes are alike.
     """
     return min(candidates(scene, name, ahead, whim), key=lambda grasp: grasp.cost, default=None)
 
@@ -118,7 +119,7 @@ def candidates(scene: Scene, name: str, ahead: Point, whim: Float[np.ndarray, "N
         for place in places:
             yaw = half_turn(angle - HOME_YAW)
             slid = abs(float((place[:2] - center) @ across))
-            cost = extra + 0.8 * abs(yaw) + _blocked(others, place, along, shape.rim)
+            cost = extra + 0.8 * abs(yaw - LEAN) + _blocked(others, place, along, shape.rim)
             cost += _awkward(scene, place) + _awkward(scene, place + ahead - scene.position(name))
             cost += _handle(mine, place, along) if shape.rim else 0.0
             cost -= 0.0 if out is None else float(along @ out[:2])

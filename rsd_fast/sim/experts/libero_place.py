@@ -13,7 +13,7 @@ from .libero_scene import OPENED, ROOM, Goal, Scene
 from .skills import CLOSE, OPEN, Command, Hand, Point
 
 DIRECTIONS = 24  # that a grasp is chosen from
-WHIM, DESPERATION = 0.25, 1.5  # largest random addition to a grasp's cost: at first, and once another way is due
+WHIM, DESPERATION = 0.05, 1.5  # largest random addition to a grasp's cost: at first, and once another way is due
 PATIENCE, STILL, BACK = 16, 0.0015, 0.06  # steps; metres a step that count as not moving; metres
 HOVER = 0.09  # height of the hand above the grasp while it lines up, at least
 ON_TARGET = 0.012  # of what is held, to the side, when it goes down

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from .skills import Command, Hand, Point, Rotation
 
@@ -47,7 +47,7 @@ class Scene:
         model = self.model
         self.solid: Bool[np.ndarray, "G"] = (model.geom_contype != 0) | (model.geom_conaffinity != 0)
         self.solid &= model.geom_type != self.geom_types.mjGEOM_PLANE
-        self.parts = cache(self._parts)
+        self.parts, self.shape = cache(self._parts), cache(self._shape)
         self.robot = np.isin(model.geom_bodyid, self._robot_bodies())
         important = simulator.robots[0].gripper.important_geoms
         named = [important["left_finger"], important["right_finger"]]
@@ -96,8 +96,8 @@ class Scene:
 
     def points(self, geoms: Bool[np.ndarray, "G"], edge: int = 2) -> Points:
         """Points on some geoms: `edge` along each edge of a box, corners of a mesh, rings of a cylinder."""
-        found = [self._points(int(geom), edge) for geom in np.flatnonzero(geoms)]
-        return np.concatenate(found) if found else np.zeros((0, 3))
+        owner, local = self.shape(tuple(np.flatnonzero(geoms)), edge)
+        return np.einsum("nij,nj->ni", self.data.geom_xmat[owner].reshape(-1, 3, 3), local) + self.data.geom_xpos[owner]
 
     def top(self, name: str) -> float:
         """Height of the highest point."""
@@ -181,23 +181,27 @@ class Scene:
                 found.add(body)
         return sorted(found)
 
-    def _points(self, geom: int, edge: int) -> Points:
+    def _shape(self, geoms: tuple[int, ...], edge: int) -> tuple[Int[np.ndarray, "N"], Points]:
+        """Points on some geoms that move with them: whose each is, and where in its frame."""
+        found = [self._outline(geom, edge) for geom in geoms]
+        owner = np.repeat(np.array(geoms, int), [len(points) for points in found])
+        return owner, np.concatenate([np.zeros((0, 3)), *found])
+
+    def _outline(self, geom: int, edge: int) -> Points:
         kind, size = self.model.geom_type[geom], self.model.geom_size[geom]
         types = self.geom_types
         if kind == types.mjGEOM_BOX:
             line = np.linspace(-1, 1, edge)
-            local = np.stack(np.meshgrid(line, line, line), -1).reshape(-1, 3) * size
-        elif kind == types.mjGEOM_MESH:
+            return np.stack(np.meshgrid(line, line, line), -1).reshape(-1, 3) * size
+        if kind == types.mjGEOM_MESH:
             mesh = self.model.geom_dataid[geom]
             start, count = self.model.mesh_vertadr[mesh], self.model.mesh_vertnum[mesh]
-            local = self.model.mesh_vert[start : start + count][:: max(1, count // 400)]
-        elif kind == types.mjGEOM_SPHERE:
-            local = np.concatenate([np.eye(3), -np.eye(3)]) * size[0]
-        else:  # a cylinder or a capsule
-            turns = np.linspace(0, 2 * np.pi, 12, endpoint=False)
-            ring = np.stack([np.cos(turns), np.sin(turns)], 1) * size[0]
-            local = np.concatenate([np.insert(ring, 2, height, axis=1) for height in (-size[1], size[1])])
-        return local @ self.data.geom_xmat[geom].reshape(3, 3).T + self.data.geom_xpos[geom]
+            return np.asarray(self.model.mesh_vert[start : start + count][:: max(1, count // 400)])
+        if kind == types.mjGEOM_SPHERE:
+            return np.concatenate([np.eye(3), -np.eye(3)]) * size[0]
+        turns = np.linspace(0, 2 * np.pi, 12, endpoint=False)  # of a cylinder or a capsule
+        ring = np.stack([np.cos(turns), np.sin(turns)], 1) * size[0]
+        return np.concatenate([np.insert(ring, 2, height, axis=1) for height in (-size[1], size[1])])
 
 
 @dataclass(frozen=True)
