@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from rsd_fast.evaluate.runner import open_records, run_episodes
 from tests.evaluate.fakes import FakePolicy, FakeSuite
 
 Run = Callable[..., Records]
+
+TIMES = {"vision_ms": 2.0, "prefill_ms": 10.0, "draft_ms": 1.0, "pass_ms": 4.5, "tail_ms": 0.5}
 
 
 def fast_and_slow() -> Policies:
@@ -93,3 +96,11 @@ def make_row() -> Callable[..., EpisodeRow]:
         return replace(row, **changes)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def stages(tmp_path: Path) -> Path:
+    """Times of another geometry, as a bench leaves them."""
+    path = tmp_path / "stages.json"
+    path.write_text(json.dumps({**TIMES, "original": {**TIMES, "pass_ms": 5.5}, "stack": "fused"}))
+    return path
