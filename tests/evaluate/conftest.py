@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from rsd_fast.evaluate import figures
-from rsd_fast.evaluate.config import EvalConfig
+from rsd_fast.evaluate.config import EvalConfig, StudyConfig
 from rsd_fast.evaluate.policies import Policies
 from rsd_fast.evaluate.records import EpisodeRow, Records
 from rsd_fast.evaluate.runner import open_records, run_episodes
+from rsd_fast.evaluate.study import run as write_study
 from tests.evaluate.fakes import FakePolicy, FakeSuite
 
 Run = Callable[..., Records]
@@ -104,3 +105,9 @@ def stages(tmp_path: Path) -> Path:
     path = tmp_path / "stages.json"
     path.write_text(json.dumps({**TIMES, "original": {**TIMES, "pass_ms": 5.5}, "stack": "fused"}))
     return path
+
+
+def study(out: Path, *folders: Path, **options: object) -> str:
+    """The page of a study."""
+    write_study(StudyConfig(folders, out=out, **options))  # type: ignore[arg-type]
+    return out.read_text()

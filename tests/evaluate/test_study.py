@@ -17,7 +17,7 @@ from rsd_fast.evaluate.statistics import summarise
 from rsd_fast.evaluate.study import run
 from rsd_fast.evaluate.study_data import read_policies
 from rsd_fast.evaluate.verdict import break_even, judge, judge_rival, recommend
-from tests.evaluate.conftest import TIMES
+from tests.evaluate.conftest import TIMES, study
 
 MakeRow = Callable[..., EpisodeRow]
 

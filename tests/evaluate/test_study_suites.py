@@ -14,9 +14,9 @@ from rsd_fast.evaluate.config import ReportConfig, StudyConfig
 from rsd_fast.evaluate.intervals import PairedTest
 from rsd_fast.evaluate.records import EpisodeRow, Records
 from rsd_fast.evaluate.report import write_report
-from rsd_fast.evaluate.study import run
 from rsd_fast.evaluate.study_data import read_policies
 from rsd_fast.evaluate.verdict import judge_target
+from tests.evaluate.conftest import study
 
 MakeRow = Callable[..., EpisodeRow]
 
@@ -61,12 +61,6 @@ MODES = {
     "parallel": ([1, 1], 1),
     "draft": ([0, 0], 12),
 }
-
-
-def study(out: Path, *folders: Path, **options: object) -> str:
-    """The page."""
-    run(StudyConfig(folders, out=out, **options))  # type: ignore[arg-type]
-    return out.read_text()
 
 
 def test_one_policy_over_suites_has_a_table_for_each_and_one_for_all(
