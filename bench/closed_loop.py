@@ -24,6 +24,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from rsd_fast.decoding import Mode
 from rsd_fast.engine import RSDInferenceEngine
@@ -149,6 +150,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes.plot(workers, [rates[0] * each / workers[0] for each in workers], ":", color="gray", label="in proportion")
     axes.axhline(plain["episodes_per_minute"], color="C1", linestyle="--", label="plain loop, one environment")
     axes.set(xscale="log", yscale="log", xticks=workers, xticklabels=workers)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.minorticks_off()
     axes.set(xlabel="simulators", ylabel="episodes a minute")
     axes.legend(frameon=False)

@@ -166,12 +166,7 @@ def accept_kernel(
     E: tl.constexpr = T * D
     D_PAD: tl.constexpr = triton.next_power_of_2(D) if D > 16 else 16  # products of at least 16 terms
     H_PAD: tl.constexpr = triton.next_power_of_2(H) if H > 16 else 16
-    # The decoder's columns (sample, t): what the lanes hold is STEPS of them a sample, or they are read back.
-    RESHAPED: tl.constexpr = D_PAD == D
-    STEPS: tl.constexpr = E_PAD // D if RESHAPED else triton.next_power_of_2(T)
-    # For many, the operands of plain products would be most of what goes through the L1 cache.
-    TENSOR_CORES: tl.constexpr = BLOCK_B > 1 and BLOCK_B * STEPS >= 16
-    A_PAD: tl.constexpr = 16 if TENSOR_CORES and A < 16 else triton.next_power_of_2(A)
+    A_PAD: tl.constexpr = triton.next_power_of_2(A)
     LEVELS: tl.constexpr = (1 << BITS) - 1  # a field that holds a level, or V
     CHOICE: tl.constexpr = 2 * BITS if sampling else BITS
     PER: tl.constexpr = 32 // CHOICE  # layers in a word
@@ -338,6 +333,9 @@ def accept_kernel(
                     inner, outer = load_matrix(w1, H, D, H_PAD, D_PAD), load_matrix(w2, A, H, A_PAD, H_PAD)
                     bias, last_bias = load_vector(b1, H, H_PAD), load_vector(b2, A, A_PAD)
                     scale, shift = load_vector(gain, A, A_PAD), load_vector(offset, A, A_PAD)
+                # Columns (sample, t): what the lanes hold is STEPS of them a sample, or they are read back.
+                RESHAPED: tl.constexpr = D_PAD == D
+                STEPS: tl.constexpr = E_PAD // D if RESHAPED else triton.next_power_of_2(T)
                 r = tl.arange(0, BLOCK_B * STEPS)[None, :]
                 column_at = (i_b + r // STEPS) * T + r % STEPS
                 if RESHAPED:
@@ -345,7 +343,7 @@ def accept_kernel(
                 else:
                     tl.debug_barrier()
                     z = load_columns(latents, column_at, (r % STEPS < T) & (i_b + r // STEPS < B), D, D_PAD)
-                out = product(outer, mish(product(inner, z, TENSOR_CORES) + bias), TENSOR_CORES) + last_bias
+                out = product(outer, mish(product(inner, z) + bias)) + last_bias
                 a = tl.arange(0, A_PAD)[:, None]
                 of_columns = ends
                 if BLOCK_B > 1:

@@ -319,13 +319,13 @@ def load_vector(pointer, SIZE: tl.constexpr, PAD: tl.constexpr):
 
 
 @triton.jit
-def product(x, y, TENSOR_CORES: tl.constexpr):
-    """The matrix product in plain fp32, or as three of tensor cores, nearly as exact; of at least 16 terms.
+def product(x, y):
+    """The matrix product in plain fp32, no tensor cores; of at least 16 terms.
 
     Not as a sum of products for fewer: Triton 3.6 turns that into a tf32 product of tensor cores, which reads beyond
     what there is.
     """
-    return tl.dot(x, y, input_precision="tf32x3" if TENSOR_CORES else "ieee")
+    return tl.dot(x, y, input_precision="ieee")
 
 
 @triton.jit
