@@ -11,7 +11,7 @@ import pytest
 from rsd_fast.sim.experts import libero_place, skills
 from rsd_fast.sim.experts.disturbance import Disturbance
 from rsd_fast.sim.experts.libero_experts import kind_of
-from rsd_fast.sim.experts.libero_objects import HOME_YAW, half_turn, shape_of
+from rsd_fast.sim.experts.libero_objects import HOME_YAW, choose_grasp, half_turn, shape_of
 from rsd_fast.sim.experts.libero_scene import Scene
 from rsd_fast.sim.libero_env import LiberoEnv
 from rsd_fast.sim.suites import get_suite
@@ -104,6 +104,18 @@ def test_an_expert_that_cannot_go_on_fails_within_the_step_cap(physics: Get, mon
     demonstration = demonstrate(env, get_suite(env.task.suite).make_expert, 0, 0.0, 0.0)
     assert demonstration is None
     assert env.steps == 15
+
+
+def test_a_scene_is_grasped_alike_whatever_the_whim(physics: Get):
+    env = physics("libero_spatial", 4)  # beside the drawer's walls, a quarter turn to either side
+    env.reset(seed=2)
+    scene = Scene(env.simulator)
+    (goal,) = scene.goals()
+    ahead = scene.position(goal[2])
+    whims = np.random.default_rng(0).uniform(0, libero_place.WHIM, (20, libero_place.DIRECTIONS))
+    grasps = [choose_grasp(scene, goal[1], ahead, whim) for whim in whims]
+    axes = np.array([grasp.rotation[:, 0] for grasp in grasps])
+    assert (axes @ axes[0]).min() > np.cos(np.deg2rad(31))  # two neighbouring directions of 24 at most
 
 
 def test_the_scene_is_read_as_libero_means_it(physics: Get):
