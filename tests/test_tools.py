@@ -33,7 +33,7 @@ def test_a_libero_policy_from_nothing(tmp_path: Path, policy: str | None) -> Non
     settings = [parse(line) for line in lines]  # every line is one that the real command takes
     recorded = [each for each, step in zip(settings, steps, strict=True) if step == "demos"]
     assert [each.suite for each in recorded] == SUITES
-    assert [each.episodes for each in recorded] == [50, 50, 50, 75]
+    assert [each.episodes for each in recorded] == [64, 80, 64, 80]
     assert {each.policy for each in recorded} == {policy}
     assert [each.suite for each in settings if hasattr(each, "trials")] == SUITES
     assert settings[-1].success == Path("made/results/all/summary.json")
