@@ -53,7 +53,7 @@ class Grid:
     def __init__(self, main: MainModel, codec: RFSQCodec, batches: Sequence[Batch]) -> None:
         self.main, self.codec, self.batches = main, codec, batches
         self.wanted = torch.cat([batch.wanted for batch in batches])
-        self.sequential, _ = self.decode(Acceptance(), "sequential")
+        self.sequential, self.passes = self.decode(Acceptance(), "sequential")
 
     def decode(self, acceptance: Acceptance, mode: Mode) -> tuple[Float[Tensor, "N T A"], Float[Tensor, " N"]]:
         """Actions, and the passes that each chunk took."""
@@ -69,7 +69,8 @@ class Grid:
     def rows(self) -> Iterator[dict[str, Any]]:
         """Sequential decoding first."""
         moving = self.codec.normalizer.mask
-        yield {"setting": "sequential", "passes": 3.0, "mae": mean_distance(self.sequential, self.wanted)}
+        error = mean_distance(self.sequential, self.wanted)
+        yield {"setting": "sequential", "passes": float(self.passes.mean()), "mae": error}
         for rule, granularity, theta in product(RULES, GRANULARITIES, THETAS):
             acceptance = Acceptance(parse_rule(rule), granularity, theta)  # type: ignore[arg-type]
             actions, passes = self.decode(acceptance, "rsd")
