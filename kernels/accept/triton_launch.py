@@ -51,7 +51,7 @@ def launch_choice(batch: int, shape: Sequence[int], largest: int) -> Launch:
         return Launch(1, 1, eager, warps_for(padded_elements(shape, 1)), layers if eager else 1)
     lanes = padded_elements(shape, largest) // largest
     # The fastest of a sweep on an H200 (bench/results) that spill on no architecture.
-    samples = 8 if lanes <= 16 else max(64 // lanes, 1)
+    samples = 8 if lanes <= 16 else 4 if lanes == 32 else 1
     return Launch(samples, largest, eager, warps_for(samples * lanes), layers if layers <= 4 else 2)
 
 

@@ -320,12 +320,15 @@ def load_vector(pointer, SIZE: tl.constexpr, PAD: tl.constexpr):
 
 @triton.jit
 def product(x, y):
-    """The matrix product in plain fp32, no tensor cores; of at least 16 terms.
+    """The matrix product to the precision of fp32; of at least 16 terms.
+
+    With many columns on tensor cores, as the three products of two tf32 parts each: in plain fp32 every thread fetches
+    its operands from shared memory, a third of all that the kernel asks of it. With few that costs more than it saves.
 
     Not as a sum of products for fewer: Triton 3.6 turns that into a tf32 product of tensor cores, which reads beyond
     what there is.
     """
-    return tl.dot(x, y, input_precision="ieee")
+    return tl.dot(x, y, input_precision="tf32x3" if y.shape[1] >= 32 else "ieee")
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from tests.kernels.test_accept_reference import assert_same
 pytestmark = pytest.mark.gpu
 
 BASE = AcceptParams(3, "element", "distance", 1, 0.0, "main", True, False, 0.0)
-SIZES = ((5, 3, 5, 7, 5), (3, 4, 8, 16, 7))
+SIZES = ((5, 3, 5, 7, 5), (3, 4, 8, 16, 7), (515, 4, 8, 16, 7))  # the last: four samples a program, tensor cores
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)

@@ -19,6 +19,7 @@ RIM = 0.012  # height of the part of a bowl or mug that counts as its rim
 REACH = (0.44, 0.70)  # of an arm that points down, from its base, with ease
 HOME_YAW = np.pi / 2  # of the finger axis as the arm starts
 LEAN = -0.06  # decides which way the hand turns where both would cost the same
+FAR, SHY = np.pi / 6, 2.0  # further turns to the other side cost more: two ways of far turns are too much to learn
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def candidates(scene: Scene, name: str, ahead: Point, whim: Float[np.ndarray, "N
         for place in places:
             yaw = half_turn(angle - HOME_YAW)
             slid = abs(float((place[:2] - center) @ across))
-            cost = extra + 0.8 * abs(yaw - LEAN) + _blocked(others, place, along, shape.rim)
+            cost = extra + 0.8 * abs(yaw - LEAN) + SHY * max(0.0, yaw - FAR) + _blocked(others, place, along, shape.rim)
             cost += _awkward(scene, place) + _awkward(scene, place + ahead - scene.position(name))
             cost += _handle(mine, place, along) if shape.rim else 0.0
             cost -= 0.0 if out is None else float(along @ out[:2])
