@@ -51,8 +51,7 @@ def run(config: AllTraining, data: DemoData | None = None) -> dict[str, Any]:
         # Of what is left, so that what came before cannot make the whole late.
         left = (len(DRAFTS) - index) * config.draft_share
         minutes = clock.share_of_rest(config.draft_share / (left + MEASURE_SHARE))
-        # Compiling main anew for each draft would take longer than it saves.
-        changes: dict[str, Any] = {"kind": kind, "steps": config.draft_steps, "minutes": minutes, "compile": False}
+        changes: dict[str, Any] = {"kind": kind, "steps": config.draft_steps, "minutes": minutes}
         settings = part(DraftTraining, config, **changes)
         outcomes[f"draft-{kind}"] = draft_training.run(settings, data)
     metrics = measure(config, data, reconstruction, outcomes)

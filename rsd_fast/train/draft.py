@@ -45,6 +45,7 @@ class Consultation:
     hidden: Float[Tensor, "B P width"]
     mask: Bool[Tensor, "B P"]
     codes: Int[Tensor, "B L T D"]
+    probs: Float[Tensor, "B L T D V"]
     latents: Float[Tensor, "B T D"]
 
 
@@ -88,7 +89,11 @@ def run(config: DraftTraining, data: DemoData | None = None) -> Outcome:
 def objective(
     draft: DraftModel, main: MainModel, codec: RFSQCodec, data: DemoData, config: DraftTraining
 ) -> Objective[DraftModel, DraftBatch]:
-    """Regression: L1 to latents; coarse: cross-entropy of codes. The smallest held-out loss is the best."""
+    """Regression: L1 to latents; coarse: cross-entropy to the data's codes and to main's distributions.
+
+    Main's distributions, and not its choices alone: they say where it hesitates, and between what. The smallest
+    held-out loss is the best.
+    """
     sampler = Sampler(data, main, config.batch, config)
     held_out = data.held_out_sample(config.eval_samples, sampler.chunk)
     asked = main
@@ -110,7 +115,7 @@ def objective(
         else:
             layers = guess.shape[1]
             to_data = cross_entropy(guess, batch.codes[:, :layers])
-            to_main = cross_entropy(guess, batch.main.codes[:, :layers])
+            to_main = soft_cross_entropy(guess, batch.main.probs[:, :layers])
         return torch.lerp(to_data, to_main, config.main_weight), {"to_data": to_data, "to_main": to_main}
 
     def evaluate(model: DraftModel) -> dict[str, Any]:
@@ -147,10 +152,17 @@ def consult(main: MainModel, codec: RFSQCodec, inputs: PolicyInputs) -> Consulta
     head = main.config.head
     shape = (len(inputs), head.layers, head.steps, head.latent_dims)
     codes = torch.full(shape, head.levels // 2, dtype=torch.int32, device=prefix.hidden.device)
+    probs = []
     for layer in range(head.layers):
         logits = main.decode(prefix, codes)[:, layer].float()
         codes[:, layer] = logits.argmax(-1).to(torch.int32)
+        probs.append(F.softmax(logits, -1))
     # From the last layer's likeliest level to the mean over its levels.
-    shift = F.softmax(logits, -1) - F.one_hot(codes[:, -1].long(), head.levels)
+    shift = probs[-1] - F.one_hot(codes[:, -1].long(), head.levels)
     latents = codec.decode(codes) + (shift * codec.codebook[-1]).sum(-1)
-    return Consultation(prefix.hidden, prefix.mask, codes, latents)
+    return Consultation(prefix.hidden, prefix.mask, codes, torch.stack(probs, 1), latents)
+
+
+def soft_cross_entropy(logits: Float[Tensor, "*b V"], probs: Float[Tensor, "*b V"]) -> Float[Tensor, ""]:
+    """Mean over all codes, in float32, against distributions."""
+    return -(probs * F.log_softmax(logits.float(), -1)).sum(-1).mean()

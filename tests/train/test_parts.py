@@ -248,6 +248,13 @@ def test_offline_table_has_every_decoding(trained: AllTraining):
     assert len(metrics["offline"]["main"]["accuracy"]) == 3
 
 
+def test_soft_cross_entropy_of_certain_targets_is_that_of_codes():
+    logits, codes = torch.randn(2, 3, 5), torch.randint(5, (2, 3))
+    certain = torch.nn.functional.one_hot(codes, 5).float()
+    assert torch.isclose(draft.soft_cross_entropy(logits, certain), main.cross_entropy(logits, codes))
+    assert draft.soft_cross_entropy(torch.zeros(1, 4), torch.full((1, 4), 0.25)) == pytest.approx(np.log(4))
+
+
 def test_consult_decodes_as_the_engine_does(trained: AllTraining, data: DemoData):
     policy = load_policy(trained.out, None)
     engine = RSDInferenceEngine(policy.main, None, policy.codec, mode="sequential", device="cpu", dtype=torch.float32)
@@ -258,6 +265,7 @@ def test_consult_decodes_as_the_engine_does(trained: AllTraining, data: DemoData
     instruction = data.instructions[int(data.task[frame[0]])]
     actions, info = engine.generate_action({**cameras, "state": data.proprio[frame[0]].numpy()}, instruction)
     assert np.array_equal(view.codes[0].numpy(), info["codes"])
+    assert torch.equal(view.probs.argmax(-1).int(), view.codes) and torch.allclose(view.probs.sum(-1), torch.ones(()))
     assert policy.codec.latents_to_actions(view.latents)[0].numpy() == pytest.approx(actions, abs=1e-4)
 
 
