@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 @dataclass(kw_only=True)
 class TuneConfig:
-    """Measures which kernels are best for a model on this GPU, some two minutes, and keeps the answer for it.
+    """Measures which kernels are best for a model on this GPU, a minute or two, and keeps the answer for it.
 
     Without it, engines take the choices that come with the package: measured on an H200, and cuBLAS elsewhere. What is
     measured here is used by every engine from then on, on this kind of GPU. It lies in the user's cache folder
