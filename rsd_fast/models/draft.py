@@ -68,7 +68,8 @@ class CrossBlock(nn.Module):
     ) -> Float[Tensor, "B T width"]:
         """`padding` is true where the prefix holds nothing."""
         q = self.cross_norm(x)
-        x = x + self.cross(q, hidden, hidden, key_padding_mask=padding, need_weights=False)[0]
+        with for_short(q):
+            x = x + self.cross(q, hidden, hidden, key_padding_mask=padding, need_weights=False)[0]
         q = self.self_norm(x)
         with for_short(q):
             x = x + self.self_attn(q, q, q, need_weights=False)[0]

@@ -25,6 +25,8 @@ NO_SUCCESS = (
 def write_card(config: AllTraining, metrics: Mapping[str, Any]) -> Path:
     """Writes `<out>/README.md` from the metrics of `train all`.
 
+    Metrics may have a `note`, Markdown: what else there is to say of the data, as where a part had other ones.
+
     Raises:
         FileNotFoundError: `config.success` is given and not there.
         ValueError: it is not a table.
@@ -32,7 +34,7 @@ def write_card(config: AllTraining, metrics: Mapping[str, Any]) -> Path:
     offline = metrics["offline"]
     sections = [
         _front(config),
-        "## Data\n\n" + _data(metrics["data"]),
+        "## Data\n\n" + _data(metrics["data"]) + (f"\n\n{metrics['note']}" if "note" in metrics else ""),
         "## Training\n\n" + table(_training(metrics)),
         "## Codec\n\nError on held-out actions after each layer.\n\n" + table(metrics["codec"]["layers"]),
         "## Accuracy by layer\n\n" + _layers_text() + "\n\n" + table(_by_layer(offline)),
