@@ -14,11 +14,12 @@ SHORT = 128  # tokens
 
 @contextmanager
 def for_short(x: Tensor) -> Iterator[None]:
-    """Within it, attention without a mask over the tokens of `x` [B, n, width] is quick to launch, if they are few.
+    """Within it, attention of the tokens `x` [B, n, width] is quick to launch, if they are few.
 
     PyTorch prefers cuDNN, which clears a word of memory before every call: in a CUDA graph a memset node, which costs
     the host as much as a hundred kernels do, and the GPU a microsecond. The memory-efficient kernel does not (H200, two
-    images of 64 tokens: 5.2 against 6.0 us); for long sequences, and in training, cuDNN is the fastest.
+    images of 64 tokens: 5.2 against 6.0 us); with a mask it is slower by some microseconds, for long sequences by many,
+    and in training cuDNN is the fastest.
     """
     if x.is_cuda and x.shape[1] <= SHORT and not torch.is_grad_enabled():
         with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):

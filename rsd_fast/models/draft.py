@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -64,16 +65,42 @@ class CrossBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(
-        self, x: Float[Tensor, "B T width"], hidden: Float[Tensor, "B P prefix"], padding: Bool[Tensor, "B P"]
+        self, x: Float[Tensor, "B T width"], hidden: Float[Tensor, "B P prefix"], bias: Float[Tensor, "B 1 1 P"]
     ) -> Float[Tensor, "B T width"]:
-        """`padding` is true where the prefix holds nothing."""
+        """`bias` is added to the scores: 0, or -inf where the prefix holds nothing."""
         q = self.cross_norm(x)
         with for_short(q):
-            x = x + self.cross(q, hidden, hidden, key_padding_mask=padding, need_weights=False)[0]
-        q = self.self_norm(x)
-        with for_short(q):
+            x = x + self.read(q, hidden, bias)
+            q = self.self_norm(x)
             x = x + self.self_attn(q, q, q, need_weights=False)[0]
         return x + self.mlp(self.mlp_norm(x))
+
+    def read(
+        self, q: Float[Tensor, "B T width"], hidden: Float[Tensor, "B P prefix"], bias: Float[Tensor, "B 1 1 P"]
+    ) -> Float[Tensor, "B T width"]:
+        """`self.cross`, whose own forward would make the mask anew in every block, and copy it."""
+        weights, biases = _projections(self.cross), self.cross.in_proj_bias.chunk(3)
+        query, key, value = (
+            F.linear(read, weight, offset).unflatten(-1, (self.cross.num_heads, -1)).transpose(1, 2)
+            for read, weight, offset in zip((q, hidden, hidden), weights, biases, strict=True)
+        )
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        out: Tensor = self.cross.out_proj(found.transpose(1, 2).flatten(2))
+        return out
+
+
+def _projections(attention: nn.MultiheadAttention) -> tuple[Tensor, ...]:
+    """Of queries, keys and values: one parameter where all are as wide, otherwise three."""
+    if attention.in_proj_weight is not None:
+        return attention.in_proj_weight.chunk(3)
+    return attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight
+
+
+def _bias(mask: Bool[Tensor, "B P"], dtype: torch.dtype) -> Float[Tensor, "B 1 1 P"]:
+    """0 where the mask is true, -inf elsewhere; rows begin at multiples of 16, or attention would copy them there."""
+    batch, length = mask.shape
+    room = torch.full((batch, 1, 1, -(-length // 16) * 16), -torch.inf, dtype=dtype, device=mask.device)
+    return room[..., :length].masked_fill_(mask[:, None, None], 0.0)
 
 
 class QueryDraft(DraftModel):
@@ -95,8 +122,9 @@ class QueryDraft(DraftModel):
     def trunk(self, hidden: Float[Tensor, "B P prefix"], mask: Bool[Tensor, "B P"]) -> Float[Tensor, "B T outputs"]:
         """The part that all drafts share."""
         x = self.query.expand(hidden.shape[0], -1, -1)
+        bias = _bias(mask, x.dtype)
         for block in self.blocks:
-            x = block(x, hidden, ~mask)
+            x = block(x, hidden, bias)
         return self.readout(self.norm(x))
 
 

@@ -198,9 +198,10 @@ def test_a_launch_of_the_device_loop_is_one_call_and_waits_for_nothing():
     assert not any(word in name for name in others for word in waits_or_work), others
 
 
-def test_a_sequential_round_has_no_memset():
+@pytest.mark.parametrize("mode", ["sequential", "rsd"])
+def test_a_round_has_no_memset(mode):
     """Each costs the host a microsecond of every launch; attention of PyTorch's choice has one a call."""
-    made, driver = make_round("sequential", Acceptance(), 1), Driver()
+    made, driver = make_round(mode, Acceptance(), 1), Driver()
     with torch.inference_mode():
         captured = CapturedStages(made.stages())
     for graph in (*captured.head.values(), captured.forward, captured.accept):

@@ -297,4 +297,4 @@ def assert_same(got: Case, wanted: Case) -> None:
         torch.testing.assert_close(got.state.latents, wanted.state.latents, rtol=1e-6, atol=4e-6)
     else:
         assert torch.equal(got.state.latents, wanted.state.latents)
-    assert_actions_close(got.actions, wanted.actions, wanted.state.latents, wanted.decoder)
+    assert_actions_close(got.actions, wanted.actions, (got.state.latents, wanted.state.latents), wanted.decoder)
