@@ -158,7 +158,7 @@ class RSDInferenceEngine:
             path_or_hub_id: see `rsd_fast.models.checkpoints.resolve_checkpoint`.
             mode: as above.
             draft: which of the folder's draft models, `regression`, `coarse` or `original`.
-            **settings: as above.
+            **settings: as above; those of the acceptance that are not given are the folder's, if it recommends some.
 
         Raises:
             FileNotFoundError: nothing there, or a part is missing.
@@ -166,7 +166,7 @@ class RSDInferenceEngine:
         """
         device = choose_device(settings.get("device", "auto"))
         parts = load_policy(path_or_hub_id, draft if mode in DRAFTED else None, device)
-        return cls(parts.main, parts.draft, parts.codec, mode=mode, **settings)
+        return cls(parts.main, parts.draft, parts.codec, mode=mode, **parts.acceptance | settings)
 
     # ---- observation -> actions
 

@@ -24,13 +24,14 @@ class DecodeSettings:
 
     draft: Literal["regression", "coarse", "original"] = "coarse"
     """Which draft model of the checkpoint proposes (modes rsd, conditioned and draft)."""
-    rule: str = "typical(0.1)"
-    """When a drafted code may stand: exact, distance(LEVELS) or typical(TAU)."""
-    granularity: Literal["element", "layer"] = "element"
+    rule: str | None = None
+    """When a drafted code may stand: exact, distance(LEVELS) or typical(TAU). Default of this and the next three: what
+    the checkpoint recommends (acceptance.json), otherwise typical(0.1), element, 0.95, main."""
+    granularity: Literal["element", "layer"] | None = None
     """Accept element by element (partial acceptance), or whole layers."""
-    theta: float = 0.95
+    theta: float | None = None
     """Share of elements that must be final (element) or must agree (layer)."""
-    keep: Literal["main", "draft"] = "main"
+    keep: Literal["main", "draft"] | None = None
     """What disagreeing elements of an accepted layer take (granularity layer)."""
     temperature: float = 0.0
     """0 decodes greedily; above 0 samples, which needs granularity layer, rule exact and theta 1."""
@@ -43,8 +44,9 @@ class DecodeSettings:
     mode string on or off."""
 
     def engine_settings(self) -> dict[str, Any]:
-        """As keyword arguments of the engine, all but the draft (which is a model to load)."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "draft"}
+        """Keyword arguments of the engine, those that are set; without the draft, which is a model to load."""
+        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "draft"}
+        return {name: value for name, value in told.items() if value is not None}
 
 
 @dataclass(frozen=True)

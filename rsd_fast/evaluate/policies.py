@@ -180,7 +180,7 @@ def make_engine(parts: PolicyParts, choice: ModeChoice, config: EvalConfig) -> R
         device=config.device,
         seed=config.seed,
         batch_sizes=[*(1 << power for power in range(config.batch.bit_length())), config.batch],  # any number is a few
-        **choice.settings.engine_settings(),
+        **parts.acceptance | choice.settings.engine_settings(),
     )
 
 

@@ -46,8 +46,8 @@ def describe(parts: list[EvalConfig]) -> str:
         ValueError: an unknown suite, task or rule, or more states than the suite has.
     """
     first = parts[0]
-    for choice in first.choices:
-        parse_rule(choice.settings.rule)
+    for rule in {choice.settings.rule for choice in first.choices} - {None}:
+        parse_rule(str(rule))
     suite = get_suite(first.suite)
     tasks = [get_task(suite, name).name for name in first.tasks or [task.name for task in suite.tasks]]
     states = len(init_states(suite, first.trials))

@@ -6,6 +6,7 @@
              draft-regression/     config.json, model.safetensors
              draft-coarse/         config.json, model.safetensors
              draft-original/       config.json, model.safetensors
+             acceptance.json       optional: how its drafts are best verified
 
 A large main model is in shards, with model.safetensors.index.json.
 
@@ -15,13 +16,15 @@ Weights are safetensors; nothing is ever unpickled.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from torch import nn
 
+from rsd_fast.acceptance import Acceptance, parse_rule
 from rsd_fast.codec import RFSQCodec
 from rsd_fast.models.draft import DRAFT_KINDS, load_draft
 from rsd_fast.models.draft_base import DraftModel
@@ -33,15 +36,22 @@ from rsd_fast.progress import progress_bar
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 DEFAULT_CHECKPOINT = "robosuite-nano"
+ACCEPTANCE = "acceptance.json"
+RECOMMENDED = ("rule", "granularity", "theta", "keep")  # what it may say
 
 
 @dataclass
 class PolicyParts:
-    """What a policy folder holds, in evaluation mode on the CPU."""
+    """What a policy folder holds, in evaluation mode on the CPU.
+
+    `acceptance` has the settings of the engine that the folder recommends in place of the engine's defaults: what may
+    stand depends on the codec and on how well the draft knows main.
+    """
 
     codec: RFSQCodec
     main: MainModel
     draft: DraftModel | None
+    acceptance: dict[str, Any] = field(default_factory=dict)
 
 
 def resolve_checkpoint(path_or_id: str | Path | None = None) -> Path:
@@ -95,9 +105,28 @@ def load_policy(
         codec=RFSQCodec.from_pretrained(folder / "codec").eval(),
         main=load_main(folder / "main", choose_device(device)).eval(),
         draft=load_draft(str(folder / f"draft-{draft}"), draft).eval() if draft else None,
+        acceptance=read_acceptance(folder / ACCEPTANCE),
     )
     check_fit(policy)
     return policy
+
+
+def read_acceptance(file: Path) -> dict[str, Any]:
+    """What a policy folder recommends, some of `RECOMMENDED`; nothing where there is no such file.
+
+    Raises:
+        ValueError: it says something else, or nothing that could be decoded with.
+    """
+    if not file.is_file():
+        return {}
+    told = read_json(file)
+    if unknown := sorted(set(told) - set(RECOMMENDED)):
+        raise ValueError(f"got {', '.join(unknown)} in {file}, expected some of {', '.join(RECOMMENDED)}")
+    try:
+        Acceptance(**told | ({"rule": parse_rule(told["rule"])} if "rule" in told else {}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{error} in {file}") from error
+    return told
 
 
 def load_main(folder: Path, device: torch.device) -> MainModel:

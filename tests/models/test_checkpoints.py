@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rsd_fast.codec import CodecConfig, RFSQCodec
+from rsd_fast.engine import RSDInferenceEngine
 from rsd_fast.models import checkpoints
 from rsd_fast.models.checkpoints import PolicyParts, check_fit, load_policy, resolve_checkpoint, save_half
 from rsd_fast.models.draft import DRAFTS, DraftConfig, make_draft
@@ -121,6 +122,37 @@ def test_a_missing_part_is_named(folder: Path, part: str):
 def test_a_missing_tokenizer_is_named(folder: Path):
     (folder / "main" / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no tokenizer\.json in"):
+        load_policy(folder)
+
+
+def test_a_folder_may_recommend_how_its_drafts_are_verified(folder: Path):
+    assert load_policy(folder).acceptance == {}
+    told = {"rule": "distance(1)", "granularity": "layer", "theta": 0.9}
+    (folder / "acceptance.json").write_text(json.dumps(told))
+    assert load_policy(folder).acceptance == told
+    engine = RSDInferenceEngine.from_pretrained(folder, device="cpu", theta=0.8)  # what is asked for comes on top
+    assert {name: engine.describe()[name] for name in ("rule", "granularity", "theta", "keep")} == {
+        **told,
+        "theta": 0.8,
+        "keep": "main",
+    }
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"rule": "distance(1)", "theta": 1.5}, r"got theta 1\.5, expected a share in \(0, 1\] in .*acceptance\.json"),
+        ({"rule": "nearly"}, r"got rule 'nearly', expected exact, .* in .*acceptance\.json"),
+        ({"granularity": "chunk"}, "got granularity 'chunk'"),
+        ({"mode": "rsd"}, r"got mode in .*acceptance\.json, expected some of rule, granularity, theta, keep"),
+        ({"theta": "0.9"}, r"acceptance\.json"),
+        ({"rule": 1}, r"acceptance\.json"),
+        ([], r"acceptance\.json holds a list"),
+    ],
+)
+def test_a_recommendation_that_cannot_be_followed_is_refused(folder: Path, told: object, message: str):
+    (folder / "acceptance.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=message):
         load_policy(folder)
 
 

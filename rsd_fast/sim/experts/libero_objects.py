@@ -19,7 +19,7 @@ RIM = 0.012  # height of the part of a bowl or mug that counts as its rim
 REACH = (0.44, 0.70)  # of an arm that points down, from its base, with ease
 HOME_YAW = np.pi / 2  # of the finger axis as the arm starts
 LEAN = -0.06  # decides which way the hand turns where both would cost the same
-FAR, SHY = np.pi / 6, 2.0  # further turns to the other side cost more: two ways of far turns are too much to learn
+FAR, SHY = np.pi / 4, 3.0  # further turns to the other side cost more: two ways of far turns are too much to learn
 
 
 @dataclass(frozen=True)
