@@ -18,7 +18,7 @@ EAGER_BATCH = 512  # samples that run at once, four on each multiprocessor: the 
 
 @dataclass(frozen=True)
 class Launch:
-    """Choices that change the time of a launch and nothing else.
+    """Choices that change the time of a launch, and nothing else but the last bits of decoded actions.
 
     Attributes:
         samples: a program's, a power of two.

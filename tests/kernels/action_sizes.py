@@ -12,16 +12,16 @@ from torch import Tensor
 from rsd_fast.kernels.accept import ActionDecoder
 
 ROUNDINGS = 2.0**-22  # of the sizes: four times what rounding to fp32 once may change
-
-
 STEEPEST = 1.1  # Mish rises by at most 1.09
 
 
 def action_sizes(
     latents: Float[Tensor, "B T D"], decoder: ActionDecoder | None, constants: bool = True
 ) -> Float[Tensor, "B T A"]:
-    """The sum of the sizes of all terms, with every weight and latent positive; without `constants`, what is left of
-    differences between latents, up to Mish's slope."""
+    """The sum of the sizes of all terms, with every weight and latent positive.
+
+    Without `constants`, of latents that are differences, it is what is left of them at most, up to Mish's slope.
+    """
     sizes = latents.double().abs()
     if decoder is None:
         return sizes
