@@ -19,7 +19,6 @@ from bench.numpy_accept import NumpyAccept
 from rsd_fast.kernels.accept import AcceptParams, RoundState, accept_
 from rsd_fast.kernels.registry import pick
 from tests.kernels.accept_cases import Case, copy_state, random_case
-from tests.kernels.action_sizes import assert_actions_close
 
 SHAPES = {"L8 T8 D16 V7": (8, 8, 16, 7), "L3 T8 D7 V5": (3, 8, 7, 5)}
 GPU_ONLY = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -80,8 +79,7 @@ def test_accept_on_the_cpu(benchmark, name, batch, provider):
     for field in fields(RoundState):
         assert torch.equal(getattr(case.state, field.name), getattr(wanted.state, field.name)), field.name
     assert case.state.finished.all()
-    latents = case.state.latents, wanted.state.latents
-    assert_actions_close(case.actions, wanted.actions, latents, wanted.decoder)
+    torch.testing.assert_close(case.actions, wanted.actions, rtol=1e-4, atol=1e-4)
 
 
 @GPU_ONLY
