@@ -38,8 +38,10 @@ class NumpyAccept:
         walked = (proposed & (agreed >= params.need)).cumprod(1).sum(1)  # [B]
         accepted = layer < walked[:, None]
         new = np.where(accepted[:, :, None, None] & agree, codes, main)
+        changed = new != codes
+        new = np.where(changed.cumsum(1) > changed, main.dtype.type(x.shape[-1] // 2), new)
         new[:, stop:] = codes[:, stop:]
-        state["kept"][:] = np.where(proposed, ((new == codes) & accepted[:, :, None, None]).sum((2, 3)), -1)
+        state["kept"][:] = np.where(proposed, agreed * accepted, -1)
         state["agreed"][:] = np.where(proposed, agreed, -1)
         codes[:] = new
         state["frontier"][:] = (walked + 1)[:, None, None]

@@ -11,12 +11,16 @@ The modes are the same loop with another first proposal:
 | mode | first proposal | layers above the frontier |
 |---|---|---|
 | sequential | none | stay unproposed: one layer a pass |
-| rsd | the draft model's | main's own guesses become the next proposal |
-| jacobi | none | main's own guesses become the next proposal |
+| rsd | the draft model's | main's guesses, where they are not out of date, become the next proposal |
+| jacobi | none | the same |
 | parallel | none | one pass of a head that predicts all layers at once |
 | conditioned | the draft model's, all layers below the last | stays as it is; one pass of a head that reads it |
 | regression | none, and no codes | one pass of a head that gives actions |
 | draft | the draft model's chunk, as it is | no pass |
+
+What was said above a code is out of date once that code changes: it refines a cell that has been left. There the codes
+fall back to the middle level, which a redundant code needs only to be a level off (docs/recommended.md says what that
+brought).
 
 Guarantees (tests/test_decoding.py): at granularity `layer`, rule `exact`, theta 1 the codes are bit-for-bit those of
 sequential decoding for any draft; no round takes more than `stop` passes; a row decodes the same alone or in a batch.

@@ -7,6 +7,11 @@ e = (t, d) an element. A *walk* goes up from the entry frontier as long as layer
 where it ends takes m, which is final too (the correction costs nothing), so an unfinished frontier moves at
 least one layer a pass.
 
+Where an element's code changes, all that was said above it, by the draft and by main, refines a cell that has been
+left. There the codes fall back to the middle level: a redundant code needs the middle of the right cell only to be a
+level off, and a level is what the next pass forgives or repairs. Not at granularity `all`, whose head says everything
+at once.
+
 Edge cases, the same in every backend:
 - argmax ties: the lowest level. A NaN logit counts as -inf. A row of equal logits, -inf included, is a
   uniform softmax.
@@ -80,6 +85,8 @@ def accept_reference_(
     new = torch.where(accepted & ~stands, choice, codes)
     new = torch.where((layer >= walked[:, None]) & (layer < frontier[:, None]), choice, new)
     new = torch.where((layer >= frontier[:, None]) & (layer < stop), greedy, new)
+    if params.granularity != "all":
+        new = torch.where(above_a_change(new, codes) & (layer < stop), x.shape[-1] // 2, new)
     finished = frontier.flatten(1) >= stop
     finished = finished.sum(1) >= params.need if params.granularity == "element" else finished.all(1)
 
@@ -93,7 +100,7 @@ def accept_reference_(
 
     # Write.
     first = (live & (state.passes == 0))[:, None]
-    held = accepted & (new == codes)
+    held = accepted & stands
     for counter, elements in ((state.agreed, agree), (state.kept, held)):
         count = torch.where(proposed[:, :, 0, 0], elements.sum((2, 3)), -1)
         counter.copy_(torch.where(first, count, counter))
@@ -106,6 +113,12 @@ def accept_reference_(
     state.drafted.copy_(torch.where(live, stop - 1 if params.redraft else 0, state.drafted))
     state.passes.add_(live)
     state.finished.copy_(torch.where(live, finished, state.finished))
+
+
+def above_a_change(new: Int32[Tensor, "B L T D"], codes: Int32[Tensor, "B L T D"]) -> Bool[Tensor, "B L T D"]:
+    """Whether a code of the same element in a lower layer is another one than it was."""
+    changed = (new != codes).int()
+    return changed.cumsum(1) > changed
 
 
 def within_rule(

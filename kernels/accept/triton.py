@@ -276,17 +276,19 @@ def accept_kernel(
     # Select and dequantise.
     total = tl.zeros(x.shape, tl.float32)
     before_last = total
-    stood = inside  # no code below stop - 1 changed
+    changed = tl.zeros(x.shape, tl.int1)  # in a layer below: the codes above refine another cell
     for l in tl.static_range(stop):
         standing, chosen = proposals[l // PER], choices[l // PER]
         if sampling:  # where the walk ends main's sample, above it the most likely level as the next draft
             chosen = tl.where((((walked << 1) | 1) & (1 << l)) != 0, chosen >> BITS, chosen)
         chosen = tl.where((keeps & (1 << l)) != 0, standing, chosen)
         new = (chosen >> (l % PER * CHOICE)) & LEVELS
-        changed = (((chosen ^ standing) >> (l % PER * CHOICE)) & LEVELS) != 0
-        tl.store(codes + l * E, new, mask=changed)
+        if granularity != "all":
+            new = tl.where(changed, V // 2, new)
+        changes = new != (standing >> (l % PER * CHOICE)) & LEVELS
+        tl.store(codes + l * E, new, mask=changes)
         if l < stop - 1:
-            stood &= ~changed
+            changed |= changes
         else:
             before_last = total
         total += tl.load(codebook + (l * D + d) * V + new, mask=inside if EAGER else None)
@@ -302,7 +304,7 @@ def accept_kernel(
             mean = softmax_means_of(loaded, levels, lane, dtype, D, V, PACK)
         else:
             mean = softmax_mean(rows + (stop - 1) * stride_l, stride_v, read, levels + d * V, V)
-        total = tl.where((reach + 0 * x >= stop) & (stood | (granularity == "all")), before_last + mean, total)
+        total = tl.where((reach + 0 * x >= stop) & (~changed | (granularity == "all")), before_last + mean, total)
     latents_at = latents + b * E + e
     total = tl.where(unfinished, total, tl.load(latents_at, mask=inside & ~unfinished, other=0.0))
     if granularity == "element":

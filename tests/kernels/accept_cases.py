@@ -234,6 +234,8 @@ def _loop_sample(case: Case, after: Case, b: int) -> None:
     changed = set()
 
     def put(l: int, t: int, d: int, code: int) -> None:
+        if (t, d) in changed and params.granularity != "all":
+            code = levels // 2
         if code != int(entry.codes[b, l, t, d]) and l < stop - 1:
             changed.add((t, d))
         state.codes[b, l, t, d] = code
@@ -255,10 +257,9 @@ def _loop_sample(case: Case, after: Case, b: int) -> None:
             for e in elements:
                 frontier[e] = l + 1
                 code = int(entry.codes[(b, l, *e)])
-                may_stay = params.keep == "draft" and 0 <= code < levels
-                if not (accepted and (agree[(l, *e)] or may_stay)):
-                    put(l, *e, choice[(l, *e)])
-                kept[l] += accepted and int(state.codes[(b, l, *e)]) == code
+                stays = accepted and (agree[(l, *e)] or (params.keep == "draft" and 0 <= code < levels))
+                put(l, *e, code if stays else choice[(l, *e)])
+                kept[l] += stays
             if not accepted:
                 break
     else:

@@ -32,13 +32,14 @@ def toy_case(main: list[list[int]], draft: list[list[int]], params: AcceptParams
 # One element, L = 3: main's choices, draft of the two lowest layers, slack -> codes, frontier, kept.
 WALKS = [
     ([1, 2, 3], [1, 2], 0, [1, 2, 3], 3, [1, 1]),  # all of it stands, main adds the last layer
-    ([1, 2, 3], [1, 4], 0, [1, 2, 3], 2, [1, 0]),  # wrong in layer 1: main's code there, layer 2 is a guess
-    ([1, 2, 3], [0, 2], 0, [1, 2, 3], 1, [0, 0]),  # wrong in layer 0: what agrees above does not count
+    ([1, 3, 3], [1, 4], 0, [1, 3, 2], 2, [1, 0]),  # wrong in layer 1: main's code there, above it the middle
+    ([1, 3, 3], [0, 3], 0, [1, 2, 2], 1, [0, 0]),  # wrong in layer 0: what agrees above does not count
     ([1, 2, 3], [0, 3], 1, [0, 3, 3], 3, [1, 1]),  # within one level is near enough
-    ([1, 2, 3], [3, 3], 1, [1, 2, 3], 1, [0, 0]),
-    ([1, 2, 3], [], 0, [1, 2, 3], 1, []),  # no draft: one layer a pass
-    ([1, 2, 3], [-1, 2], 4, [1, 2, 3], 1, [0, 0]),  # no level: never near
-    ([1, 4, 3], [1, 5], 4, [1, 4, 3], 2, [1, 0]),
+    ([1, 3, 3], [3, 3], 1, [1, 2, 2], 1, [0, 0]),
+    ([1, 3, 3], [], 0, [1, 2, 2], 1, []),  # no draft: one layer a pass
+    ([2, 3, 3], [], 0, [2, 3, 2], 1, []),  # main said layer 1 of the code that stands below it: its next guess
+    ([1, 3, 3], [-1, 3], 4, [1, 2, 2], 1, [0, 0]),  # no level: never near
+    ([1, 4, 3], [1, 5], 4, [1, 4, 2], 2, [1, 0]),
 ]
 
 
@@ -64,23 +65,24 @@ def test_one_element_walks(granularity, main, draft, slack, codes, frontier, kep
         assert after.actions.isnan().all()
 
 
-# Two elements, L = 3, granularity layer; main chooses [1, 1], [2, 2], [3, 3].
+# Two elements, L = 3, granularity layer; main chooses [1, 1], [3, 3], [4, 4].
 LAYERS = [
-    # draft of layers 0 and 1, need, keep -> codes of layers 0 and 1, frontier, kept, agreed
-    ([[1, 1], [2, 2]], 2, "main", [[1, 1], [2, 2]], 3, [2, 2], [2, 2]),
-    ([[1, 1], [2, 4]], 2, "main", [[1, 1], [2, 2]], 2, [2, 0], [2, 1]),  # one of two is not enough
-    ([[1, 1], [2, 4]], 1, "main", [[1, 1], [2, 2]], 3, [2, 1], [2, 1]),  # it is: the other takes main's
-    ([[1, 1], [2, 4]], 1, "draft", [[1, 1], [2, 4]], 3, [2, 2], [2, 1]),  # or keeps the draft's
-    ([[0, 0], [2, 2]], 1, "draft", [[1, 1], [2, 2]], 1, [0, 0], [0, 2]),  # the layer below comes first
-    ([[1, 9], [2, 2]], 1, "draft", [[1, 1], [2, 2]], 3, [1, 2], [1, 2]),  # no level is never kept
+    # draft of layers 0 and 1, need, keep -> codes, frontier, kept, agreed
+    ([[1, 1], [3, 3]], 2, "main", [[1, 1], [3, 3], [4, 4]], 3, [2, 2], [2, 2]),
+    ([[1, 1], [3, 4]], 2, "main", [[1, 1], [3, 3], [4, 2]], 2, [2, 0], [2, 1]),  # one of two is not enough
+    ([[1, 1], [3, 4]], 1, "main", [[1, 1], [3, 3], [4, 2]], 3, [2, 1], [2, 1]),  # it is: the other takes main's
+    ([[1, 1], [3, 4]], 1, "draft", [[1, 1], [3, 4], [4, 4]], 3, [2, 2], [2, 1]),  # or keeps the draft's
+    ([[0, 1], [3, 3]], 1, "main", [[1, 1], [2, 3], [2, 4]], 3, [1, 2], [1, 2]),  # what refined the 0 goes
+    ([[0, 0], [3, 3]], 1, "draft", [[1, 1], [2, 2], [2, 2]], 1, [0, 0], [0, 2]),  # the layer below comes first
+    ([[1, 9], [3, 3]], 1, "draft", [[1, 1], [3, 2], [4, 2]], 3, [1, 2], [1, 2]),  # no level is never kept
 ]
 
 
 @pytest.mark.parametrize(("draft", "need", "keep", "codes", "frontier", "kept", "agreed"), LAYERS)
 def test_layers_are_accepted_whole(draft, need, keep, codes, frontier, kept, agreed):
     params = replace(GREEDY, granularity="layer", need=need, keep=keep)
-    after = toy_case([[1, 1], [2, 2], [3, 3]], draft, params).run("reference")
-    assert after.state.codes[0, :, 0].tolist() == [*codes, [3, 3]]
+    after = toy_case([[1, 1], [3, 3], [4, 4]], draft, params).run("reference")
+    assert after.state.codes[0, :, 0].tolist() == codes
     assert after.state.frontier.flatten().tolist() == [frontier] * 2
     assert after.state.kept[0].tolist() == [*kept, -1]
     assert after.state.agreed[0].tolist() == [*agreed, -1]
@@ -95,12 +97,12 @@ def test_typical_is_a_ratio_of_probabilities(log_tau, frontier):
 
 @pytest.mark.parametrize(("need", "finished"), [(1, 1), (2, 1), (3, 0)])
 def test_an_element_sample_finishes_with_a_share_and_guesses_the_rest(need, finished):
-    main, draft = [[1, 1, 1], [2, 2, 2], [3, 3, 3]], [[1, 1, 0], [2, 2, 2]]
+    main, draft = [[1, 1, 1], [3, 3, 3], [4, 4, 4]], [[1, 1, 0], [3, 3, 3]]
     after = toy_case(main, draft, replace(GREEDY, need=need)).run("reference")
     assert after.state.frontier.flatten().tolist() == [3, 3, 1]
     assert after.state.finished.tolist() == [finished]
     assert after.actions.isnan().all() != finished
-    assert after.state.codes[0, :, 0].tolist() == main  # the last element's layers 1 and 2 are main's guesses
+    assert after.state.codes[0, :, 0].tolist() == [[1, 1, 1], [3, 3, 2], [4, 4, 2]]  # the middle of the new cell
 
 
 def test_all_takes_every_layer_below_stop():
@@ -118,14 +120,14 @@ def test_no_redraft_leaves_nothing_to_keep():
 
 def test_the_expected_last_digit_only_where_the_layers_below_stood():
     case = toy_case([[1, 1], [2, 2], [2, 2]], [[1, 1], [2, 2]], replace(GREEDY, need=2, expected=True))
-    case.logits[0, 2] = 0.0  # uniform: the mean of levels 0 .. 4 is 2, the argmax 0
+    case.logits[0, 2] = torch.tensor([0.0, 0.0, 0.0, 0.0, -torch.inf])  # the mean of levels 0 .. 3, the argmax 0
     stood = case.run("reference")
-    assert stood.state.latents.flatten().tolist() == pytest.approx([1.22, 1.22])
+    assert stood.state.latents.flatten().tolist() == pytest.approx([1.215, 1.215])
     assert stood.state.codes[0, 2].tolist() == [[0, 0]]
     layer = replace(case, params=replace(case.params, granularity="layer", need=1))
     layer.state.codes[0, 1, 0, 1] = 4  # corrected in this pass: main's last digit was about another code
     corrected = layer.run("reference")
-    assert corrected.state.latents.flatten().tolist() == pytest.approx([1.22, 1.20])
+    assert corrected.state.latents.flatten().tolist() == pytest.approx([1.215, 1.22])
 
 
 @given(cases(dtypes=(torch.float32, torch.bfloat16, torch.float16)))

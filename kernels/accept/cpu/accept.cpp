@@ -193,6 +193,7 @@ RSD_VECTOR int64_t select_layer(const Args& a, int64_t l, bool proposed, int32_t
   const int64_t E = a.T * a.D;
   const bool by_layer = a.granularity == kLayer;
   const int32_t layer_passes = proposed && a.granularity != kAll && (!by_layer || count(s.agree) >= a.need);
+  const int32_t refines = a.granularity != kAll, middle = int32_t(a.V / 2);
   const int32_t whole = by_layer, keep_draft = a.keep_draft != 0, layer = int32_t(l), below_last = l < a.stop - 1;
   const int32_t reached = a.granularity == kAll ? int32_t(a.stop) : layer + 1;
   const uint32_t levels = uint32_t(a.V);
@@ -208,8 +209,9 @@ RSD_VECTOR int64_t select_layer(const Args& a, int64_t l, bool proposed, int32_t
     const int32_t stands = accepted & (agrees | (keep_draft & int32_t(uint32_t(code) < levels)));
     const int32_t final_code = stands ? code : own;
     const int32_t open_code = walks ? final_code : likely;  // above the frontier: the next draft
-    const int32_t take = open ? open_code : code;
-    held += walks & accepted & int32_t(take == code);
+    const int32_t left = refines & open & changed[e];  // the cell that all of this refines
+    const int32_t take = left ? middle : open ? open_code : code;
+    held += walks & stands;
     walking[e] = open ? walks & accepted : was;
     frontier[e] = walks ? reached : at;
     changed[e] |= below_last & int32_t(take != code);
