@@ -3,9 +3,9 @@
 A program does `BLOCK_B` samples; tensors are one-dimensional, an element (sample, t, d) each in memory order, or a
 lane each, which is `PACK` elements. A first loop over the layers reads the logits and keeps, per element, main's
 choice and what stood there (fields of a word, a few bits a layer) and whether they agree (a bit a layer). The walk is
-arithmetic on those bits; how often each is set over a sample is one sum of words whose fields are wide enough. A
-second loop selects the codes and adds up the latents in the order of the layers. Samples that finish decode their
-actions in the same program.
+arithmetic on those bits; how often each is set over a sample is one sum of words whose fields are wide enough. Codes
+are selected a word at a time, and a second loop adds up the latents in the order of the layers. Samples that finish
+decode their actions in the same program.
 
 Where the logits of a layer are contiguous a lane reads words of `PACK` neighbouring elements and takes them apart in
 registers; any other strides are read level by level (`PACK` 1).
@@ -30,6 +30,7 @@ from .triton_parts import (
     field,
     field_at,
     field_sums,
+    fields_below,
     load_columns,
     load_logit,
     load_matrix,
@@ -41,6 +42,7 @@ from .triton_parts import (
     most_likely_of,
     of_elements,
     of_lanes,
+    ones_of,
     product,
     sample_sum,
     sampled,
@@ -168,8 +170,8 @@ def accept_kernel(
     H_PAD: tl.constexpr = triton.next_power_of_2(H) if H > 16 else 16
     A_PAD: tl.constexpr = triton.next_power_of_2(A)
     LEVELS: tl.constexpr = (1 << BITS) - 1  # a field that holds a level, or V
-    CHOICE: tl.constexpr = 2 * BITS if sampling else BITS
-    PER: tl.constexpr = 32 // CHOICE  # layers in a word
+    PER: tl.constexpr = 31 // BITS  # layers in a word, and no sign
+    ONES: tl.constexpr = ones_of(BITS, PER)
     LANES: tl.constexpr = E_PAD // PACK
     IN_WORDS: tl.constexpr = V <= 16 and not sampling  # a lane holds the logits of a layer
     dtype: tl.constexpr = logits.dtype.element_ty
@@ -216,11 +218,14 @@ def accept_kernel(
     # are fields of words, and a code that is no level is V.
     agrees = tl.zeros(x.shape, tl.int32)
     valid = tl.zeros(x.shape, tl.int32)
-    proposals, choices = (), ()  # what stands at entry; main's most likely level, and above it its sample
+    proposals, choices = (), ()  # what stands at entry; main's most likely level
+    stands = ()  # 1 where an accepted layer keeps its code; when sampling main's sample, which such a code is
     for w in tl.static_range((stop - 1) // PER, -1, -1):
         standing = tl.zeros(x.shape, tl.int32)
         chosen = tl.zeros(x.shape, tl.int32)
-        for i in tl.range(smaller(PER, stop - w * PER), loop_unroll_factor=UNROLL):
+        stays = tl.zeros(x.shape, tl.int32)
+        # Sampling calls a division in float64, around which layers side by side would spill.
+        for i in tl.range(smaller(PER, stop - w * PER), loop_unroll_factor=1 if sampling else UNROLL):
             l = smaller((w + 1) * PER, stop) - 1 - i
             row = rows + l * stride_l
             code = tl.load(codes + l * E, mask=wanted, other=0)
@@ -232,25 +237,28 @@ def accept_kernel(
                 level, top = most_likely_of(loaded, dtype, V, PACK)
             else:
                 level, top = most_likely(row, stride_v, read, V)
-            choice = level
             if sampling:
                 at = (b * L + l) * E + e
                 own, agree = sampled(
                     row, stride_v, read, top, code, known, uniforms + at * 2, draft_probs, at * V,
                     l < tl.where(done_passes == 0, proposed, 0), temperature_bits, V,
                 )  # fmt: skip
-                choice += own << BITS
+                stays = (stays << BITS) + own
             elif rule == "distance":
                 agree = known & (tl.abs(proposal - level) <= tl.load(slack + l * D + d))
             else:
                 at_code = load_logit(row + code * stride_v, of_elements(read, PACK) & known)
                 agree = known & (tl.where(at_code == top, 0.0, at_code - top) >= log_tau)
-            standing = (standing << CHOICE) + proposal
-            chosen = (chosen << CHOICE) + choice
+            standing = (standing << BITS) + proposal
+            chosen = (chosen << BITS) + level
             agrees = (agrees << 1) + agree.to(tl.int32)
             if keep == "draft":
                 valid = (valid << 1) + known.to(tl.int32)
+                agree |= known
+            if not sampling:
+                stays = (stays << BITS) + agree.to(tl.int32)
         proposals, choices = (standing,) + proposals, (chosen,) + choices  # noqa: RUF005 -- no starred tuples
+        stands = (stays,) + stands  # noqa: RUF005
 
     # Walk.
     proposes = of_elements(proposed, PACK)
@@ -270,31 +278,43 @@ def accept_kernel(
     else:
         passing = final
     walked = (passing ^ (passing + 1)) >> 1  # the lowest bits up to the first that is not set
-    accepted = walked & ~final & (agrees | valid)  # layers that take the draft's code
-    keeps = tl.where(inside, final | accepted, -1)
+    passed = bit_of(walked + 1)
 
-    # Select and dequantise.
+    # Select, a word of codes at a time.
+    selected = ()
+    changed = tl.zeros(x.shape, tl.int1)  # a code below layer stop - 1
+    for w in tl.static_range(len(proposals)):
+        standing, chosen = proposals[w], choices[w]
+        if sampling:  # where the walk ends main's sample, above it the most likely level as the next draft
+            taken = fields_below(passed + 1, w, BITS, PER, stop)
+            chosen = (chosen & ~taken) | (stands[w] & taken)
+        keeps = fields_below(entry, w, BITS, PER, stop)
+        if granularity != "all" and not sampling:
+            keeps |= fields_below(passed, w, BITS, PER, stop) & (stands[w] * LEVELS)
+        keeps = tl.where(inside, keeps, -1)
+        new = (standing & keeps) | (chosen & ~keeps)
+        if granularity != "all":
+            change = new ^ standing
+            left = ~(change ^ (change - 1)) & ONES  # 1 above the lowest code that changes
+            if w > 0:
+                left = tl.where(changed, ONES, left)
+            new = (new & ~(left * LEVELS)) | (left * (V // 2))
+        changed |= ((new ^ standing) & (ones_of(BITS, smaller(PER, stop - 1 - w * PER)) * LEVELS)) != 0
+        selected = selected + (new,)  # noqa: RUF005
+
+    # Dequantise.
     total = tl.zeros(x.shape, tl.float32)
     before_last = total
-    changed = tl.zeros(x.shape, tl.int1)  # in a layer below: the codes above refine another cell
     for l in tl.static_range(stop):
-        standing, chosen = proposals[l // PER], choices[l // PER]
-        if sampling:  # where the walk ends main's sample, above it the most likely level as the next draft
-            chosen = tl.where((((walked << 1) | 1) & (1 << l)) != 0, chosen >> BITS, chosen)
-        chosen = tl.where((keeps & (1 << l)) != 0, standing, chosen)
-        new = (chosen >> (l % PER * CHOICE)) & LEVELS
-        if granularity != "all":
-            new = tl.where(changed, V // 2, new)
-        changes = new != (standing >> (l % PER * CHOICE)) & LEVELS
-        tl.store(codes + l * E, new, mask=changes)
-        if l < stop - 1:
-            changed |= changes
-        else:
+        standing, chosen = proposals[l // PER], selected[l // PER]
+        new = (chosen >> (l % PER * BITS)) & LEVELS
+        tl.store(codes + l * E, new, mask=((chosen ^ standing) & (LEVELS << (l % PER * BITS))) != 0)
+        if l == stop - 1:
             before_last = total
         total += tl.load(codebook + (l * D + d) * V + new, mask=inside if EAGER else None)
 
     unfinished = inside & (entry + 0 * x < stop)
-    reach = stop if granularity == "all" else bit_of(walked + 1) + 1
+    reach = stop if granularity == "all" else passed + 1
     reach = tl.where(entry < stop, reach, entry)
     if expected:
         levels = codebook + (stop - 1) * D * V
@@ -310,7 +330,7 @@ def accept_kernel(
     if granularity == "element":
         reached = of_lanes(sample_sum((inside & (reach >= stop)).to(tl.int32), BLOCK_B), PACK)
         ends = alive * tl.where(reached >= need, 1, 0)
-        held = field_at(field_sums(tl.where(inside, accepted, 0), BLOCK_B, stop - 1, FIELD), lane, PACK, FIELD)
+        held = field_at(field_sums(tl.where(inside, walked & ~final, 0), BLOCK_B, stop - 1, FIELD), lane, PACK, FIELD)
     else:
         ends = alive * tl.where(of_lanes(reach, PACK) >= stop, 1, 0)
         held = field_at(stand_sums, lane, PACK, FIELD) * ((of_lanes(walked & ~final, PACK) >> lane) & 1)
