@@ -159,7 +159,7 @@ def make_work(batch: int, sizes: Sizes, calls: int) -> Work:
         {f.name: [getattr(state, f.name).clone() for state in states] for f in fields(RoundState)},
         normal(layers, dims, levels),
         torch.zeros(layers, dims, dtype=torch.int32, device="cuda"),
-        AcceptParams(layers, "layer", "distance", steps * dims, 0.0, "main", True, False, 0.0),
+        AcceptParams(layers, "layer", "distance", steps * dims, 0.0, "main", "middle", False, 0.0),
         ActionDecoder(*weights, normal(ACTIONS), normal(ACTIONS)),
         [torch.full((batch, steps, ACTIONS), torch.nan, device="cuda") for _ in range(calls)],
     )

@@ -38,7 +38,7 @@ class NumpyAccept:
         walked = (proposed & (agreed >= params.need)).cumprod(1).sum(1)  # [B]
         accepted = layer < walked[:, None]
         new = np.where(accepted[:, :, None, None] & agree, codes, main)
-        changed = new != codes
+        changed = (new != codes) & (layer < walked[:, None] + (params.redraft == "middle"))[:, :, None, None]
         new = np.where(changed.cumsum(1) > changed, main.dtype.type(x.shape[-1] // 2), new)
         new[:, stop:] = codes[:, stop:]
         state["kept"][:] = np.where(proposed, agreed * accepted, -1)
@@ -51,7 +51,7 @@ class NumpyAccept:
             latents += self.codebook[l][dims, codes[:, l]]
         state["latents"][:] = latents
         state["passes"] += 1
-        state["drafted"][:] = stop - 1 if params.redraft else 0
+        state["drafted"][:] = 0 if params.redraft == "none" else stop - 1
         state["finished"][:] = walked + 1 >= stop
         self.actions[:] = np.where(state["finished"][:, None, None] != 0, self.decode(latents), self.actions)
 

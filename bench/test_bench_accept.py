@@ -26,7 +26,7 @@ GPU_ONLY = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NV
 
 def timed_case(name: str, batch: int) -> Case:
     layers, steps, dims, levels = SHAPES[name]
-    params = AcceptParams(layers, "layer", "distance", steps * dims, 0.0, "main", True, False, 0.0)
+    params = AcceptParams(layers, "layer", "distance", steps * dims, 0.0, "main", "middle", False, 0.0)
     sizes = (batch, layers, steps, dims, levels)
     case = random_case(params, sizes, seed=0, dtype=torch.bfloat16, slack=0, hidden=64)
     case.state.begin_(case.logits[:, : layers - 1].argmax(-1).int(), layers - 1, levels // 2)

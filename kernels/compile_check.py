@@ -111,7 +111,7 @@ def compile_accept(
         need=elements,
         log_tau=-1.0,
         keep="main",
-        redraft=True,
+        redraft="middle",
         expected=expected,
         temperature=temperature,
     )

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from rsd_fast.kernels.accept import AcceptParams
+from rsd_fast.kernels.accept import AcceptParams, Redraft
 
 Granularity = Literal["element", "layer"]
 
@@ -117,7 +117,7 @@ class Acceptance:
         if self.temperature > 0.0 and self.rule != exact():
             raise ValueError(f"got temperature {self.temperature} and {self.rule}, expected rule 'exact' when sampling")
 
-    def params(self, *, stop: int, elements: int, redraft: bool, parallel: bool = False) -> AcceptParams:
+    def params(self, *, stop: int, elements: int, redraft: Redraft, parallel: bool = False) -> AcceptParams:
         """The kernel's parameters for chunks of `elements` = T * D elements decoded to `stop` layers."""
         return AcceptParams(
             stop=stop,

@@ -18,9 +18,9 @@ The modes are the same loop with another first proposal:
 | regression | none, and no codes | one pass of a head that gives actions |
 | draft | the draft model's chunk, as it is | no pass |
 
-What was said above a code is out of date once that code changes: it refines a cell that has been left. There the codes
-fall back to the middle level, which a redundant code needs only to be a level off (docs/recommended.md says what that
-brought).
+What was said above a code is out of date once that code changes: it refines a cell that has been left. Where a
+code is redundant enough for the middle level to be a level off at most, that is the next proposal there
+(docs/recommended.md has what it brings); otherwise main's old guesses are better still.
 
 Guarantees (tests/test_decoding.py): at granularity `layer`, rule `exact`, theta 1 the codes are bit-for-bit those of
 sequential decoding for any draft; no round takes more than `stop` passes; a row decodes the same alone or in a batch.
@@ -40,7 +40,7 @@ from torch import Tensor
 
 from rsd_fast.acceptance import Acceptance
 from rsd_fast.codec import RFSQCodec
-from rsd_fast.kernels.accept import ActionDecoder, RoundState, accept_
+from rsd_fast.kernels.accept import ActionDecoder, Redraft, RoundState, accept_
 from rsd_fast.proposal import Proposal
 
 Mode = Literal["sequential", "rsd", "jacobi", "parallel", "conditioned", "regression", "draft"]
@@ -89,7 +89,7 @@ class ChunkDecoder:
         self.params = acceptance.params(
             stop=self.stop,
             elements=steps * config.latent_dims,
-            redraft=mode in ("rsd", "jacobi"),
+            redraft=redraft_of(codec) if mode in ("rsd", "jacobi") else "none",
             parallel=mode in ("parallel", "conditioned"),
         )
         device = codec.codebook.device
@@ -197,6 +197,12 @@ class ChunkDecoder:
         padded = proposal.probs.new_zeros(batch, self.codec.config.layers, *rest)
         padded[:, :drafted] = proposal.probs
         return padded
+
+
+def redraft_of(codec: RFSQCodec) -> Redraft:
+    """What to propose above a code that main has changed: the middle level, if it is at most one off there."""
+    config = codec.config
+    return "middle" if config.redundancy >= (config.levels - 1) / 2 else "main"
 
 
 def action_decoder(codec: RFSQCodec) -> ActionDecoder:

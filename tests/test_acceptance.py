@@ -56,5 +56,5 @@ def test_settings_without_a_meaning_are_refused(setting):
 
 
 def test_lossless_is_layer_exact_and_complete():
-    params = lossless().params(stop=3, elements=56, redraft=True)
+    params = lossless().params(stop=3, elements=56, redraft="main")
     assert (params.granularity, params.rule, params.need, params.expected) == ("layer", "distance", 56, False)

@@ -5,6 +5,6 @@ the other backends (`cpu/`, `triton.py`) compute the same thing faster.
 """
 
 from .op import accept_
-from .state import AcceptParams, ActionDecoder, RoundState
+from .state import AcceptParams, ActionDecoder, Redraft, RoundState
 
-__all__ = ["AcceptParams", "ActionDecoder", "RoundState", "accept_"]
+__all__ = ["AcceptParams", "ActionDecoder", "Redraft", "RoundState", "accept_"]

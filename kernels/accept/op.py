@@ -24,7 +24,7 @@ SCHEMA = """accept_(
     Tensor(f!) latents, Tensor(g!) agreed, Tensor(h!) kept,
     Tensor codebook, Tensor slack, Tensor? uniforms, Tensor? draft_probs,
     Tensor? w1, Tensor? b1, Tensor? w2, Tensor? b2, Tensor? gain, Tensor? offset, Tensor(i!)? actions,
-    int stop, str granularity, str rule, int need, float log_tau, str keep, bool redraft, bool expected,
+    int stop, str granularity, str rule, int need, float log_tau, str keep, str redraft, bool expected,
     float temperature, str backend
 ) -> ()"""
 

@@ -7,10 +7,10 @@ e = (t, d) an element. A *walk* goes up from the entry frontier as long as layer
 where it ends takes m, which is final too (the correction costs nothing), so an unfinished frontier moves at
 least one layer a pass.
 
-Where an element's code changes, all that was said above it, by the draft and by main, refines a cell that has been
-left. There the codes fall back to the middle level: a redundant code needs the middle of the right cell only to be a
-level off, and a level is what the next pass forgives or repairs. Not at granularity `all`, whose head says everything
-at once.
+Where an accepted layer takes m in place of an element's code, all that was said above it, by the draft and by main,
+refines a cell that has been left. There the codes fall back to the middle level. With `redraft` "middle" they also do
+above a code that changes where the walk ends: the middle of the right cell is a guess at what main will say of it, and
+with a redundant code never more than a level off. Not at granularity `all`, whose head says everything at once.
 
 Edge cases, the same in every backend:
 - argmax ties: the lowest level. A NaN logit counts as -inf. A row of equal logits, -inf included, is a
@@ -86,7 +86,9 @@ def accept_reference_(
     new = torch.where((layer >= walked[:, None]) & (layer < frontier[:, None]), choice, new)
     new = torch.where((layer >= frontier[:, None]) & (layer < stop), greedy, new)
     if params.granularity != "all":
-        new = torch.where(above_a_change(new, codes) & (layer < stop), x.shape[-1] // 2, new)
+        reach = frontier if params.redraft == "middle" else walked
+        left = above((new != codes) & (layer < reach[:, None]))
+        new = torch.where(left & (layer < stop), x.shape[-1] // 2, new)
     finished = frontier.flatten(1) >= stop
     finished = finished.sum(1) >= params.need if params.granularity == "element" else finished.all(1)
 
@@ -110,14 +112,13 @@ def accept_reference_(
     state.codes.copy_(torch.where(live[:, None, None, None], new, codes))
     state.frontier.copy_(torch.where(live[:, None, None], frontier, entry))
     state.latents.copy_(torch.where(live[:, None, None], latents, state.latents))
-    state.drafted.copy_(torch.where(live, stop - 1 if params.redraft else 0, state.drafted))
+    state.drafted.copy_(torch.where(live, 0 if params.redraft == "none" else stop - 1, state.drafted))
     state.passes.add_(live)
     state.finished.copy_(torch.where(live, finished, state.finished))
 
 
-def above_a_change(new: Int32[Tensor, "B L T D"], codes: Int32[Tensor, "B L T D"]) -> Bool[Tensor, "B L T D"]:
-    """Whether a code of the same element in a lower layer is another one than it was."""
-    changed = (new != codes).int()
+def above(changed: Bool[Tensor, "B L T D"]) -> Bool[Tensor, "B L T D"]:
+    """Whether a code of the same element in a lower layer has changed."""
     return changed.cumsum(1) > changed
 
 

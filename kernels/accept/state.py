@@ -13,6 +13,7 @@ from torch import Tensor
 Granularity = Literal["element", "layer", "all"]
 RuleKind = Literal["distance", "typical"]
 Keep = Literal["main", "draft"]
+Redraft = Literal["none", "main", "middle"]
 
 
 @dataclass(eq=False)
@@ -113,7 +114,8 @@ class AcceptParams:
         need: elements that must agree (`layer`) or have reached `stop` (`element`), of T * D.
         log_tau: see `rule`; at most 0.
         keep: granularity `layer`: what disagreeing elements of an accepted layer take.
-        redraft: layers above the frontier become the next proposal.
+        redraft: what is proposed next in the layers above the frontier. `none`: nothing. `main`: main's guesses.
+            `middle`: the same, but above a code that this pass has changed the middle level.
         expected: the last layer adds its softmax mean instead of its most likely level.
         temperature: 0 takes main's most likely code; above, main's codes are sampled. Sampling is granularity
             `layer`, rule `distance` with slack 0 (the slack table is not read), `need` T * D and not
@@ -126,7 +128,7 @@ class AcceptParams:
     need: int
     log_tau: float
     keep: Keep
-    redraft: bool
+    redraft: Redraft
     expected: bool
     temperature: float
 
@@ -134,7 +136,7 @@ class AcceptParams:
         """Raises ValueError on a setting that has no meaning."""
         if self.stop < 1:
             raise ValueError(f"got stop {self.stop}, expected at least 1 layer")
-        for name, valid in (("granularity", Granularity), ("rule", RuleKind), ("keep", Keep)):
+        for name, valid in (("granularity", Granularity), ("rule", RuleKind), ("keep", Keep), ("redraft", Redraft)):
             if getattr(self, name) not in get_args(valid):
                 raise ValueError(
                     f"got {name} {getattr(self, name)!r}, expected one of {list(get_args(valid))}"

@@ -3,9 +3,9 @@
 A program does `BLOCK_B` samples; tensors are one-dimensional, an element (sample, t, d) each in memory order, or a
 lane each, which is `PACK` elements. A first loop over the layers reads the logits and keeps, per element, main's
 choice and what stood there (fields of a word, a few bits a layer) and whether they agree (a bit a layer). The walk is
-arithmetic on those bits; how often each is set over a sample is one sum of words whose fields are wide enough. Codes
-are selected a word at a time, and a second loop adds up the latents in the order of the layers. Samples that finish
-decode their actions in the same program.
+arithmetic on those bits; how often each is set over a sample is one sum of words whose fields are wide enough. A
+second loop selects the codes and adds up the latents in the order of the layers. Samples that finish decode their
+actions in the same program.
 
 Where the logits of a layer are contiguous a lane reads words of `PACK` neighbouring elements and takes them apart in
 registers; any other strides are read level by level (`PACK` 1).
@@ -30,7 +30,6 @@ from .triton_parts import (
     field,
     field_at,
     field_sums,
-    fields_below,
     load_columns,
     load_logit,
     load_matrix,
@@ -42,7 +41,6 @@ from .triton_parts import (
     most_likely_of,
     of_elements,
     of_lanes,
-    ones_of,
     product,
     sample_sum,
     sampled,
@@ -170,8 +168,8 @@ def accept_kernel(
     H_PAD: tl.constexpr = triton.next_power_of_2(H) if H > 16 else 16
     A_PAD: tl.constexpr = triton.next_power_of_2(A)
     LEVELS: tl.constexpr = (1 << BITS) - 1  # a field that holds a level, or V
-    PER: tl.constexpr = 31 // BITS  # layers in a word, and no sign
-    ONES: tl.constexpr = ones_of(BITS, PER)
+    CHOICE: tl.constexpr = 2 * BITS if sampling else BITS
+    PER: tl.constexpr = 32 // CHOICE  # layers in a word
     LANES: tl.constexpr = E_PAD // PACK
     IN_WORDS: tl.constexpr = V <= 16 and not sampling  # a lane holds the logits of a layer
     dtype: tl.constexpr = logits.dtype.element_ty
@@ -218,12 +216,10 @@ def accept_kernel(
     # are fields of words, and a code that is no level is V.
     agrees = tl.zeros(x.shape, tl.int32)
     valid = tl.zeros(x.shape, tl.int32)
-    proposals, choices = (), ()  # what stands at entry; main's most likely level
-    stands = ()  # 1 where an accepted layer keeps its code; when sampling main's sample, which such a code is
+    proposals, choices = (), ()  # what stands at entry; main's most likely level, and above it its sample
     for w in tl.static_range((stop - 1) // PER, -1, -1):
         standing = tl.zeros(x.shape, tl.int32)
         chosen = tl.zeros(x.shape, tl.int32)
-        stays = tl.zeros(x.shape, tl.int32)
         # Sampling calls a division in float64, around which layers side by side would spill.
         for i in tl.range(smaller(PER, stop - w * PER), loop_unroll_factor=1 if sampling else UNROLL):
             l = smaller((w + 1) * PER, stop) - 1 - i
@@ -237,28 +233,25 @@ def accept_kernel(
                 level, top = most_likely_of(loaded, dtype, V, PACK)
             else:
                 level, top = most_likely(row, stride_v, read, V)
+            choice = level
             if sampling:
                 at = (b * L + l) * E + e
                 own, agree = sampled(
                     row, stride_v, read, top, code, known, uniforms + at * 2, draft_probs, at * V,
                     l < tl.where(done_passes == 0, proposed, 0), temperature_bits, V,
                 )  # fmt: skip
-                stays = (stays << BITS) + own
+                choice += own << BITS
             elif rule == "distance":
                 agree = known & (tl.abs(proposal - level) <= tl.load(slack + l * D + d))
             else:
                 at_code = load_logit(row + code * stride_v, of_elements(read, PACK) & known)
                 agree = known & (tl.where(at_code == top, 0.0, at_code - top) >= log_tau)
-            standing = (standing << BITS) + proposal
-            chosen = (chosen << BITS) + level
+            standing = (standing << CHOICE) + proposal
+            chosen = (chosen << CHOICE) + choice
             agrees = (agrees << 1) + agree.to(tl.int32)
             if keep == "draft":
                 valid = (valid << 1) + known.to(tl.int32)
-                agree |= known
-            if not sampling:
-                stays = (stays << BITS) + agree.to(tl.int32)
         proposals, choices = (standing,) + proposals, (chosen,) + choices  # noqa: RUF005 -- no starred tuples
-        stands = (stays,) + stands  # noqa: RUF005
 
     # Walk.
     proposes = of_elements(proposed, PACK)
@@ -278,43 +271,43 @@ def accept_kernel(
     else:
         passing = final
     walked = (passing ^ (passing + 1)) >> 1  # the lowest bits up to the first that is not set
-    passed = bit_of(walked + 1)
+    accepted = walked & ~final & (agrees | valid)  # layers that take the draft's code
+    keeps = tl.where(inside, final | accepted, -1)
+    replaced = walked & ~keeps
+    end = bit_of(walked + 1)
 
-    # Select, a word of codes at a time.
-    selected = ()
-    changed = tl.zeros(x.shape, tl.int1)  # a code below layer stop - 1
-    for w in tl.static_range(len(proposals)):
-        standing, chosen = proposals[w], choices[w]
-        if sampling:  # where the walk ends main's sample, above it the most likely level as the next draft
-            taken = fields_below(passed + 1, w, BITS, PER, stop)
-            chosen = (chosen & ~taken) | (stands[w] & taken)
-        keeps = fields_below(entry, w, BITS, PER, stop)
-        if granularity != "all" and not sampling:
-            keeps |= fields_below(passed, w, BITS, PER, stop) & (stands[w] * LEVELS)
-        keeps = tl.where(inside, keeps, -1)
-        new = (standing & keeps) | (chosen & ~keeps)
-        if granularity != "all":
-            change = new ^ standing
-            left = ~(change ^ (change - 1)) & ONES  # 1 above the lowest code that changes
-            if w > 0:
-                left = tl.where(changed, ONES, left)
-            new = (new & ~(left * LEVELS)) | (left * (V // 2))
-        changed |= ((new ^ standing) & (ones_of(BITS, smaller(PER, stop - 1 - w * PER)) * LEVELS)) != 0
-        selected = selected + (new,)  # noqa: RUF005
+    # Layers whose codes fall back to the middle: those above the lowest accepted one that takes main's code, and above
+    # the walk's end, if its code changes.
+    left = tl.zeros(x.shape, tl.int32)
+    if granularity != "all":
+        left = ~(replaced ^ (replaced - 1))
+        if redraft == "middle":
+            at_end = tl.minimum(end, stop - 1)
+            differs = tl.zeros(x.shape, tl.int32)
+            for w in tl.static_range(len(choices)):
+                word = (choices[w] >> BITS if sampling else choices[w]) ^ proposals[w]
+                differs = word if w == 0 else tl.where(at_end >= w * PER, word, differs)
+            differs = (differs >> (at_end % PER * CHOICE)) & LEVELS
+            left = tl.where(inside & (differs != 0), left | ~((walked << 1) | 1), left)
 
-    # Dequantise.
+    # Select and dequantise.
     total = tl.zeros(x.shape, tl.float32)
     before_last = total
     for l in tl.static_range(stop):
-        standing, chosen = proposals[l // PER], selected[l // PER]
-        new = (chosen >> (l % PER * BITS)) & LEVELS
-        tl.store(codes + l * E, new, mask=((chosen ^ standing) & (LEVELS << (l % PER * BITS))) != 0)
+        standing, chosen = proposals[l // PER], choices[l // PER]
+        if sampling:  # where the walk ends main's sample, above it the most likely level as the next draft
+            chosen = tl.where((((walked << 1) | 1) & (1 << l)) != 0, chosen >> BITS, chosen)
+        chosen = tl.where((keeps & (1 << l)) != 0, standing, chosen)
+        if granularity != "all" and l > 0:
+            chosen = tl.where((left & (1 << l)) != 0, V // 2 << (l % PER * CHOICE), chosen)
+        new = (chosen >> (l % PER * CHOICE)) & LEVELS
+        tl.store(codes + l * E, new, mask=(((chosen ^ standing) >> (l % PER * CHOICE)) & LEVELS) != 0)
         if l == stop - 1:
             before_last = total
         total += tl.load(codebook + (l * D + d) * V + new, mask=inside if EAGER else None)
 
     unfinished = inside & (entry + 0 * x < stop)
-    reach = stop if granularity == "all" else passed + 1
+    reach = stop if granularity == "all" else end + 1
     reach = tl.where(entry < stop, reach, entry)
     if expected:
         levels = codebook + (stop - 1) * D * V
@@ -324,13 +317,14 @@ def accept_kernel(
             mean = softmax_means_of(loaded, levels, lane, dtype, D, V, PACK)
         else:
             mean = softmax_mean(rows + (stop - 1) * stride_l, stride_v, read, levels + d * V, V)
-        total = tl.where((reach + 0 * x >= stop) & (~changed | (granularity == "all")), before_last + mean, total)
+        stood = (replaced == 0) | (granularity == "all")
+        total = tl.where((reach + 0 * x >= stop) & stood, before_last + mean, total)
     latents_at = latents + b * E + e
     total = tl.where(unfinished, total, tl.load(latents_at, mask=inside & ~unfinished, other=0.0))
     if granularity == "element":
         reached = of_lanes(sample_sum((inside & (reach >= stop)).to(tl.int32), BLOCK_B), PACK)
         ends = alive * tl.where(reached >= need, 1, 0)
-        held = field_at(field_sums(tl.where(inside, walked & ~final, 0), BLOCK_B, stop - 1, FIELD), lane, PACK, FIELD)
+        held = field_at(field_sums(tl.where(inside, accepted, 0), BLOCK_B, stop - 1, FIELD), lane, PACK, FIELD)
     else:
         ends = alive * tl.where(of_lanes(reach, PACK) >= stop, 1, 0)
         held = field_at(stand_sums, lane, PACK, FIELD) * ((of_lanes(walked & ~final, PACK) >> lane) & 1)
@@ -340,7 +334,7 @@ def accept_kernel(
         tl.debug_barrier()
     tl.store(frontier_at, reach, mask=inside)
     tl.store(latents_at, total, mask=inside)
-    store_one(drafted, stop - 1 if redraft else 0, i_b, lane_b, lane, alive, BLOCK_B)
+    store_one(drafted, 0 if redraft == "none" else stop - 1, i_b, lane_b, lane, alive, BLOCK_B)
     store_one(finished, ends, i_b, lane_b, lane, alive, BLOCK_B)
     store_one(passes, done_passes + 1, i_b, lane_b, lane, alive, BLOCK_B)
     counts_at = lane_b * L + lane  # here a lane is a layer

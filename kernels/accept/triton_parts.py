@@ -23,9 +23,9 @@ def spread_of(bits):
 
 
 @triton.constexpr_function
-def ones_of(bits, fields):
+def ones_of(bits):
     """1 in every field."""
-    return sum(1 << (i * bits) for i in range(fields))
+    return sum(1 << (i * bits) for i in range(fields_of(bits)))
 
 
 @triton.constexpr_function
@@ -189,14 +189,6 @@ def below_bit(n):
 
 
 @triton.jit
-def fields_below(n, WORD: tl.constexpr, FIELD: tl.constexpr, PER: tl.constexpr, most: tl.constexpr):
-    """All bits of the first n fields, at most `most`, that lie in word `WORD` of words of `PER` fields."""
-    if most > PER:
-        n = tl.minimum(tl.maximum(n - WORD * PER, 0), PER)
-    return (1 << (n * FIELD)) - 1
-
-
-@triton.jit
 def bit_of(power):
     """Which bit a power of two below 2^24 is: the exponent of the same float."""
     return (power.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
@@ -235,7 +227,7 @@ def field_sums(bits, BLOCK_B: tl.constexpr, LAYERS: tl.constexpr, FIELD: tl.cons
     PER: tl.constexpr = fields_of(FIELD)
     sums = ()
     for start in tl.static_range(0, LAYERS, PER):
-        spread = (((bits >> start) & ((1 << PER) - 1)) * spread_of(FIELD)) & ones_of(FIELD, PER)
+        spread = (((bits >> start) & ((1 << PER) - 1)) * spread_of(FIELD)) & ones_of(FIELD)
         sums = sums + (sample_sum(spread, BLOCK_B),)  # noqa: RUF005
     return sums
 

@@ -19,7 +19,7 @@ from tests.kernels.test_accept_reference import assert_same
 
 pytestmark = pytest.mark.gpu
 
-GREEDY = AcceptParams(3, "element", "distance", 1, 0.0, "main", True, False, 0.0)
+GREEDY = AcceptParams(3, "element", "distance", 1, 0.0, "main", "middle", False, 0.0)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = ((5, 3, 8, 7, 5), (4, 8, 8, 16, 7), (3, 5, 3, 11, 9), (2, 1, 1, 1, 1), (2, 4, 64, 3, 20))
 GUARD = 64  # elements on each side of a guarded buffer
@@ -237,7 +237,7 @@ def test_samples_follow_mains_own_distribution(with_probs):
         draft[:, layer, 0] = torch.multinomial(q[:, layer, 0, 0], 1, generator=generator).int()
     state = RoundState.new(batch, 3, 1, 1, "cuda")
     state.begin_(draft[:, :2].contiguous(), 2, 1)
-    params = AcceptParams(3, "layer", "distance", 1, 0.0, "main", True, False, temperature)
+    params = AcceptParams(3, "layer", "distance", 1, 0.0, "main", "middle", False, temperature)
     uniforms = torch.rand(batch, 3, 1, 1, 2, generator=generator, device="cuda")
     slack, codebook = torch.zeros(3, 1, dtype=torch.int32, device="cuda"), torch.zeros(3, 1, 3, device="cuda")
     for _ in range(3):
@@ -271,14 +271,14 @@ def test_ten_thousand_drafts_decode_to_the_sequential_codes(granularity):
     offsets = torch.randint(0, 997, (batch, 1), generator=generator, device="cuda")
     codebook = torch.randn(layers, dims, levels, generator=generator, device="cuda")
     slack = torch.zeros(layers, dims, dtype=torch.int32, device="cuda")
-    params = AcceptParams(layers, granularity, "distance", steps * dims, 0.0, "main", True, False, temperature=0.0)
+    params = AcceptParams(layers, granularity, "distance", steps * dims, 0.0, "main", "middle", False, temperature=0.0)
 
     def main(codes: Tensor) -> Tensor:
         sums = ((codes + 1) * weights).sum((2, 3))
         rows = (sums.cumsum(1) - sums + offsets) % 997
         return noise[rows, torch.arange(layers, device="cuda")]
 
-    def decode(draft: Tensor | None, redraft: bool) -> RoundState:
+    def decode(draft: Tensor | None, redraft: str) -> RoundState:
         state = RoundState.new(batch, layers, steps, dims, "cuda")
         state.begin_(draft, 0 if draft is None else layers - 1, levels // 2)
         for _ in range(layers):
@@ -287,14 +287,14 @@ def test_ten_thousand_drafts_decode_to_the_sequential_codes(granularity):
         assert state.finished.all()
         return state
 
-    sequential = decode(None, redraft=False)
+    sequential = decode(None, redraft="none")
     assert (sequential.passes == layers).all()
     # Drafts that are right up to some layer and noise above it.
     depth = torch.randint(0, layers, (batch, 1, 1, 1), generator=generator, device="cuda")
     layer = torch.arange(layers, device="cuda")[:, None, None]
     guess = torch.randint(0, levels, sequential.codes.shape, generator=generator, device="cuda", dtype=torch.int32)
     draft = torch.where(layer < depth, sequential.codes, guess)[:, : layers - 1].contiguous()
-    drafted = decode(draft, redraft=True)
+    drafted = decode(draft, redraft="middle")
     assert len(drafted.passes.unique()) >= 3
     if granularity == "layer":
         assert torch.equal(drafted.codes, sequential.codes)

@@ -14,7 +14,7 @@ from tests.kernels.test_accept_reference import assert_same, assert_same_state
 
 pytestmark = pytest.mark.gpu
 
-BASE = AcceptParams(3, "element", "distance", 1, 0.0, "main", True, False, 0.0)
+BASE = AcceptParams(3, "element", "distance", 1, 0.0, "main", "middle", False, 0.0)
 TENSOR_CORES = (515, 4, 8, 16, 7)  # four samples a program
 SIZES = ((5, 3, 5, 7, 5), (3, 4, 8, 16, 7), TENSOR_CORES)
 

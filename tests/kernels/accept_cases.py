@@ -170,7 +170,7 @@ def cases(draw, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> Case:
         need=steps * dims if sampling else draw(st.integers(0, steps * dims)),
         log_tau=draw(st.sampled_from([0.0, -0.5, -3.0])),
         keep=draw(st.sampled_from(["main", "draft"])),
-        redraft=draw(st.booleans()),
+        redraft=draw(st.sampled_from(["none", "main", "middle"])),
         expected=False if sampling else draw(st.booleans()),
         temperature=temperature,
     )
@@ -231,13 +231,16 @@ def _loop_sample(case: Case, after: Case, b: int) -> None:
         agree[key] = agree[key] and key[0] < drafted
 
     kept = [0] * layers
-    changed = set()
+    changed, left = set(), set()
 
-    def put(l: int, t: int, d: int, code: int) -> None:
-        if (t, d) in changed and params.granularity != "all":
+    def put(l: int, t: int, d: int, code: int, moves: bool = False) -> None:
+        if (t, d) in left:
             code = levels // 2
-        if code != int(entry.codes[b, l, t, d]) and l < stop - 1:
-            changed.add((t, d))
+        if code != int(entry.codes[b, l, t, d]):
+            if l < stop - 1:
+                changed.add((t, d))
+            if moves:
+                left.add((t, d))
         state.codes[b, l, t, d] = code
 
     frontier = {e: int(entry.frontier[(b, *e)]) for e in elements}
@@ -248,7 +251,7 @@ def _loop_sample(case: Case, after: Case, b: int) -> None:
                 l = frontier[e]
                 frontier[e] += 1
                 if not agree[(l, *e)]:
-                    put(l, *e, choice[(l, *e)])
+                    put(l, *e, choice[(l, *e)], params.redraft == "middle")
                     break
                 kept[l] += 1
     elif params.granularity == "layer":
@@ -258,7 +261,7 @@ def _loop_sample(case: Case, after: Case, b: int) -> None:
                 frontier[e] = l + 1
                 code = int(entry.codes[(b, l, *e)])
                 stays = accepted and (agree[(l, *e)] or (params.keep == "draft" and 0 <= code < levels))
-                put(l, *e, code if stays else choice[(l, *e)])
+                put(l, *e, code if stays else choice[(l, *e)], accepted or params.redraft == "middle")
                 kept[l] += stays
             if not accepted:
                 break
@@ -294,7 +297,7 @@ def _loop_sample(case: Case, after: Case, b: int) -> None:
             state.agreed[b, l] = sum(agree[(l, *e)] for e in elements) if l < drafted else -1
             state.kept[b, l] = kept[l] if l < drafted else -1
     state.passes[b] += 1
-    state.drafted[b] = stop - 1 if params.redraft else 0
+    state.drafted[b] = 0 if params.redraft == "none" else stop - 1
     state.finished[b] = int(finished)
     if finished and after.actions is not None:
         after.actions[b] = _loop_decode(state.latents[b], case.decoder)

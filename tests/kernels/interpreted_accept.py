@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning"),
 ]
 
-GREEDY = AcceptParams(3, "element", "distance", 1, 0.0, "main", True, False, 0.0)
+GREEDY = AcceptParams(3, "element", "distance", 1, 0.0, "main", "middle", False, 0.0)
 SIZES = ((2, 4, 3, 5, 7), (3, 2, 5, 1, 2), (1, 3, 1, 7, 20), (2, 5, 2, 2, 17), (1, 1, 1, 1, 1))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -47,7 +47,7 @@ def test_every_rule_granularity_and_dtype(granularity, rule, dtype, mid_round):
 
 
 @pytest.mark.parametrize("keep", ["main", "draft"])
-@pytest.mark.parametrize("redraft", [True, False])
+@pytest.mark.parametrize("redraft", ["none", "main", "middle"])
 @pytest.mark.parametrize("hidden", [0, 5, 20])
 def test_keep_redraft_and_decoders(keep, redraft, hidden):
     for dims in (5, 16):  # below and from 16 terms on the decoder multiplies in two ways

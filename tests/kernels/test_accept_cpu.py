@@ -14,7 +14,7 @@ from rsd_fast.kernels.accept import AcceptParams
 from tests.kernels.accept_cases import INTEGER_BUFFERS, Case, cases, random_case
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-LAYER = AcceptParams(4, "layer", "distance", 5, 0.0, "main", True, False, 0.0)
+LAYER = AcceptParams(4, "layer", "distance", 5, 0.0, "main", "middle", False, 0.0)
 INT32 = torch.iinfo(torch.int32)
 
 
@@ -107,7 +107,7 @@ def test_negative_slack_accepts_nothing():
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_rounds_of_many_samples_on_several_threads(temperature):
     """Every pass of the round; the first is large enough for two threads."""
-    params = replace(LAYER, need=8 * 7 if temperature else 40, temperature=temperature, keep="draft", redraft=True)
+    params = replace(LAYER, need=8 * 7 if temperature else 40, temperature=temperature, keep="draft", redraft="main")
     one = other = random_case(params, (150, 4, 8, 7, 16), seed=0, dtype=torch.bfloat16, with_probs=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -131,7 +131,7 @@ def test_every_16_bit_logit_is_read_right(dtype):
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32)
     numbers = (bits << 16).view(torch.float32) if dtype is torch.float32 else bits.to(torch.int16).view(dtype)
     rows = torch.stack([numbers, numbers[torch.randperm(2**16, generator=torch.Generator().manual_seed(0))]], -1)
-    params = AcceptParams(1, "all", "distance", 0, 0.0, "main", False, False, 0.0)
+    params = AcceptParams(1, "all", "distance", 0, 0.0, "main", "none", False, 0.0)
     case = random_case(params, (1, 1, 256, 256, 2), seed=0, hidden=0)
     case = replace(case, logits=rows.view(1, 1, 256, 256, 2))
     assert_same(case.run("cpu"), case.run("reference"))

@@ -12,7 +12,7 @@ from rsd_fast.kernels.accept import AcceptParams, accept_
 from tests.kernels.accept_cases import Case, random_case
 
 B, L, T, D, V, H, A = 2, 3, 4, 2, 5, 6, 7
-PARAMS = AcceptParams(L, "layer", "distance", T * D, 0.0, "main", True, False, 0.0)
+PARAMS = AcceptParams(L, "layer", "distance", T * D, 0.0, "main", "middle", False, 0.0)
 STATE_SHAPES = {
     "codes": (B, L, T, D),
     "frontier": (B, T, D),

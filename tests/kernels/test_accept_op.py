@@ -12,7 +12,7 @@ from rsd_fast.kernels.accept import AcceptParams, RoundState, accept_
 from tests.kernels.accept_cases import Case, copy_state, random_case
 
 OP = torch.ops.rsd_fast.accept_.default
-LAYER = AcceptParams(3, "layer", "distance", 5, 0.0, "main", True, False, 0.0)
+LAYER = AcceptParams(3, "layer", "distance", 5, 0.0, "main", "middle", False, 0.0)
 CASES = {
     "layer": random_case(LAYER, (2, 3, 3, 2, 5), seed=0, dtype=torch.bfloat16),
     "element": random_case(replace(LAYER, granularity="element", expected=True), (2, 3, 3, 2, 5), seed=1, hidden=0),

@@ -12,7 +12,7 @@ from scipy.stats import chisquare
 from rsd_fast.kernels.accept import AcceptParams, ActionDecoder, RoundState, accept_
 from tests.kernels.accept_cases import INTEGER_BUFFERS, Case, cases, loop_accept, random_case
 
-GREEDY = AcceptParams(3, "element", "distance", 1, 0.0, "main", True, False, 0.0)
+GREEDY = AcceptParams(3, "element", "distance", 1, 0.0, "main", "middle", False, 0.0)
 
 
 def toy_case(main: list[list[int]], draft: list[list[int]], params: AcceptParams, slack: int = 0) -> Case:
@@ -37,7 +37,7 @@ WALKS = [
     ([1, 2, 3], [0, 3], 1, [0, 3, 3], 3, [1, 1]),  # within one level is near enough
     ([1, 3, 3], [3, 3], 1, [1, 2, 2], 1, [0, 0]),
     ([1, 3, 3], [], 0, [1, 2, 2], 1, []),  # no draft: one layer a pass
-    ([2, 3, 3], [], 0, [2, 3, 2], 1, []),  # main said layer 1 of the code that stands below it: its next guess
+    ([2, 3, 3], [], 0, [2, 3, 3], 1, []),  # what stood there was right: main's guesses are of the right cell
     ([1, 3, 3], [-1, 3], 4, [1, 2, 2], 1, [0, 0]),  # no level: never near
     ([1, 4, 3], [1, 5], 4, [1, 4, 2], 2, [1, 0]),
 ]
@@ -65,6 +65,15 @@ def test_one_element_walks(granularity, main, draft, slack, codes, frontier, kep
         assert after.actions.isnan().all()
 
 
+@pytest.mark.parametrize(("redraft", "guesses"), [("main", [3, 3]), ("middle", [2, 2]), ("none", [3, 3])])
+@pytest.mark.parametrize("granularity", ["element", "layer"])
+def test_what_is_proposed_above_a_code_that_changed(granularity, redraft, guesses):
+    case = toy_case([[1], [3], [3]], [[0], [3]], replace(GREEDY, granularity=granularity, redraft=redraft))
+    after = case.run("reference")
+    assert after.state.codes.flatten().tolist() == [1, *guesses]
+    assert after.state.drafted.tolist() == [0 if redraft == "none" else 2]
+
+
 # Two elements, L = 3, granularity layer; main chooses [1, 1], [3, 3], [4, 4].
 LAYERS = [
     # draft of layers 0 and 1, need, keep -> codes, frontier, kept, agreed
@@ -80,6 +89,7 @@ LAYERS = [
 
 @pytest.mark.parametrize(("draft", "need", "keep", "codes", "frontier", "kept", "agreed"), LAYERS)
 def test_layers_are_accepted_whole(draft, need, keep, codes, frontier, kept, agreed):
+    """Where the walk ends, `redraft` "middle"."""
     params = replace(GREEDY, granularity="layer", need=need, keep=keep)
     after = toy_case([[1, 1], [3, 3], [4, 4]], draft, params).run("reference")
     assert after.state.codes[0, :, 0].tolist() == codes
@@ -114,7 +124,7 @@ def test_all_takes_every_layer_below_stop():
 
 
 def test_no_redraft_leaves_nothing_to_keep():
-    after = toy_case([[1], [2], [3]], [[0], [2]], replace(GREEDY, redraft=False)).run("reference")
+    after = toy_case([[1], [2], [3]], [[0], [2]], replace(GREEDY, redraft="none")).run("reference")
     assert after.state.drafted.tolist() == [0]
 
 
@@ -193,7 +203,7 @@ def test_samples_follow_mains_own_distribution(with_probs):
         draft[:, layer] = torch.multinomial(q[:, layer], 1, generator=generator)[:, 0].int()
     state = RoundState.new(batch, 3, 1, 1)
     state.begin_(draft[:, :2].reshape(batch, 2, 1, 1), 2, 1)
-    params = AcceptParams(3, "layer", "distance", 1, 0.0, "main", True, False, temperature)
+    params = AcceptParams(3, "layer", "distance", 1, 0.0, "main", "middle", False, temperature)
     uniforms = torch.rand(batch, 3, 1, 1, 2, generator=generator)
     probs = q.view(batch, 3, 1, 1, 3) if with_probs else None
     slack = torch.zeros(3, 1, dtype=torch.int32)
@@ -220,13 +230,13 @@ def test_samples_follow_mains_own_distribution(with_probs):
 
 def test_a_point_mass_draft_changes_no_sample():
     """Same uniforms, any deterministic draft: the codes of sequential sampling."""
-    params = AcceptParams(4, "layer", "distance", 6, 0.0, "main", True, False, 1.0)
+    params = AcceptParams(4, "layer", "distance", 6, 0.0, "main", "middle", False, 1.0)
     case = random_case(params, (50, 4, 2, 3, 4), seed=1)
     torch.manual_seed(0)
     weights = torch.randint(1, 99, (4, 2, 3))
     noise = torch.randn(97, 4, 2, 3, 4)
 
-    def decode(drafted: int, redraft: bool) -> torch.Tensor:
+    def decode(drafted: int, redraft: str) -> torch.Tensor:
         state = RoundState.new(50, 4, 2, 3)
         draft = torch.randint(0, 4, (50, 4, 2, 3), dtype=torch.int32)
         state.begin_(draft[:, :drafted], drafted, 2)
@@ -245,9 +255,9 @@ def test_a_point_mass_draft_changes_no_sample():
         assert state.finished.all()
         return state.codes
 
-    sequential = decode(0, redraft=False)
+    sequential = decode(0, redraft="none")
     for drafted in (1, 3):
-        assert torch.equal(decode(drafted, redraft=True), sequential)
+        assert torch.equal(decode(drafted, redraft="main"), sequential)
 
 
 def test_begin_resets_everything_in_place():
@@ -277,6 +287,7 @@ def test_state_and_parameters_refuse_what_has_no_meaning():
         ({"granularity": "chunk"}, "granularity 'chunk', expected one of"),
         ({"rule": "exact"}, "rule 'exact', expected one of"),
         ({"keep": "both"}, "keep 'both', expected one of"),
+        ({"redraft": "both"}, "redraft 'both', expected one of"),
         ({"need": -1}, "need -1"),
         ({"log_tau": 0.1}, "log_tau 0.1"),
         ({"temperature": -1.0}, "temperature -1.0"),

@@ -18,6 +18,7 @@ LIBRARY = Path(__file__).with_name("librsd_fast_accept.so")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 GRANULARITIES = {"element": 0, "layer": 1, "all": 2}
 RULES = {"distance": 0, "typical": 1}
+REDRAFTS = {"none": 0, "main": 1, "middle": 2}
 POINTERS = (
     *("logits", "codes", "frontier", "drafted", "finished", "passes", "latents", "agreed", "kept", "codebook"),
     *("slack", "uniforms", "draft_probs", "w1", "b1", "w2", "b2", "gain", "offset", "actions"),
@@ -98,7 +99,7 @@ def accept_cpu_(
         RULES[params.rule],
         params.need,
         params.keep == "draft",
-        params.redraft,
+        REDRAFTS[params.redraft],
         params.expected,
         min(torch.get_num_threads(), batch, 1 + logits.numel() // NUMBERS_PER_THREAD),
         params.log_tau,

@@ -23,6 +23,7 @@ namespace {
 enum Dtype : int64_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 enum Granularity : int64_t { kElement = 0, kLayer = 1, kAll = 2 };
 enum Rule : int64_t { kDistance = 0, kTypical = 1 };
+enum Redraft : int64_t { kNone = 0, kMain = 1, kMiddle = 2 };
 
 }  // namespace
 
@@ -52,7 +53,7 @@ constexpr int64_t kSteps = 8;  // of the action decoder at once: a vector regist
 struct Scratch {
   std::vector<float> x;        // [V, E] logits of the layer at hand
   std::vector<float> top;      // [E] their maximum
-  std::vector<int32_t> greedy, choice, agree, walking, changed, entry;  // [E]
+  std::vector<int32_t> greedy, choice, agree, walking, changed, left, entry;  // [E]
   std::vector<float> row;      // two of [V] (weights, residual) or three of [E] (mean, sum, latents)
   std::vector<float> steps;    // [D + H + A, kSteps] of the action decoder
 
@@ -60,7 +61,7 @@ struct Scratch {
     const size_t e = size_t(a.T * a.D);
     x.resize(size_t(a.V) * e);
     top.resize(e);
-    for (auto* buffer : {&greedy, &choice, &agree, &walking, &changed, &entry}) buffer->resize(e);
+    for (auto* buffer : {&greedy, &choice, &agree, &walking, &changed, &left, &entry}) buffer->resize(e);
     row.resize(std::max(3 * e, 2 * size_t(a.V)));
     steps.resize(size_t(kSteps * (a.D + a.H + a.A)));
   }
@@ -193,12 +194,12 @@ RSD_VECTOR int64_t select_layer(const Args& a, int64_t l, bool proposed, int32_t
   const int64_t E = a.T * a.D;
   const bool by_layer = a.granularity == kLayer;
   const int32_t layer_passes = proposed && a.granularity != kAll && (!by_layer || count(s.agree) >= a.need);
-  const int32_t refines = a.granularity != kAll, middle = int32_t(a.V / 2);
+  const int32_t refines = a.granularity != kAll, to_middle = a.redraft == kMiddle, middle = int32_t(a.V / 2);
   const int32_t whole = by_layer, keep_draft = a.keep_draft != 0, layer = int32_t(l), below_last = l < a.stop - 1;
   const int32_t reached = a.granularity == kAll ? int32_t(a.stop) : layer + 1;
   const uint32_t levels = uint32_t(a.V);
   const int32_t *entry = s.entry.data(), *greedy = s.greedy.data(), *choice = s.choice.data(), *agree = s.agree.data();
-  int32_t *__restrict walking = s.walking.data(), *__restrict changed = s.changed.data();
+  int32_t *__restrict walking = s.walking.data(), *__restrict changed = s.changed.data(), *__restrict left = s.left.data();
   int32_t held = 0;
 #pragma omp simd reduction(+ : held)
   for (int64_t e = 0; e < E; ++e) {  // everything is read, and no branch is taken: many elements at once
@@ -209,12 +210,13 @@ RSD_VECTOR int64_t select_layer(const Args& a, int64_t l, bool proposed, int32_t
     const int32_t stands = accepted & (agrees | (keep_draft & int32_t(uint32_t(code) < levels)));
     const int32_t final_code = stands ? code : own;
     const int32_t open_code = walks ? final_code : likely;  // above the frontier: the next draft
-    const int32_t left = refines & open & changed[e];  // the cell that all of this refines
-    const int32_t take = left ? middle : open ? open_code : code;
+    const int32_t take = left[e] ? middle : open ? open_code : code;
+    const int32_t changes = int32_t(take != code);
     held += walks & stands;
     walking[e] = open ? walks & accepted : was;
     frontier[e] = walks ? reached : at;
-    changed[e] |= below_last & int32_t(take != code);
+    changed[e] |= below_last & changes;
+    left[e] |= refines & walks & changes & (accepted | to_middle);  // the cell that the codes above refine
     codes[e] = take;
   }
   return held;
@@ -328,6 +330,7 @@ void accept_sample(const Args& a, int64_t b, Scratch& s) {
   std::copy(frontier, frontier + E, s.entry.begin());
   std::fill(s.walking.begin(), s.walking.end(), 1);
   std::fill(s.changed.begin(), s.changed.end(), 0);
+  std::fill(s.left.begin(), s.left.end(), 0);
   if (first) {
     std::fill(a.agreed + b * a.L, a.agreed + (b + 1) * a.L, -1);
     std::fill(a.kept + b * a.L, a.kept + (b + 1) * a.L, -1);
@@ -355,7 +358,7 @@ void accept_sample(const Args& a, int64_t b, Scratch& s) {
   float* latents = a.latents + b * E;
   dequantise(a, codes, frontier, latents, s);
   a.finished[b] = is_finished(a, frontier);
-  a.drafted[b] = a.redraft ? int32_t(a.stop - 1) : 0;
+  a.drafted[b] = a.redraft == kNone ? 0 : int32_t(a.stop - 1);
   a.passes[b] += 1;
   if (a.finished[b] != 0 && a.actions != nullptr) {
     decode_actions(a, latents, a.actions + b * a.T * a.A, s);
