@@ -9,7 +9,7 @@ out=${1:?expected the folder to write to}
 episodes=${EPISODES:-64} trials=${TRIALS:-20} workers=${WORKERS:-$(($(nproc) - 1))}
 suites="libero_goal libero_spatial libero_object libero_10"
 policy=(${POLICY:+--policy "$POLICY"})
-rsd="rsd:rule=distance(1),granularity=layer,theta=0.92" # docs/recommended.md
+rsd="rsd:theta=0.9" # docs/recommended.md
 
 for suite in $suites; do
     count=$episodes every=4 # neighbouring pictures tell little more
