@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsd_fast.acceptance import Acceptance, distance, exact, lossless, typical
+from rsd_fast.codec import CodecConfig, RFSQCodec, codec_preset
 from rsd_fast.decoding import ChunkDecoder, Proposal
 from rsd_fast.kernels.accept import RoundState
 from tests.toys import HashMain, toy_codec
@@ -241,3 +242,58 @@ def test_only_rsd_takes_a_proposal_and_it_needs_one():
     draft = random_draft(codec, 2, 2, torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match="takes no proposal"):
         ChunkDecoder(codec, lossless(), "jacobi", steps=STEPS).begin(2, draft)
+
+
+class KnowingMain:
+    """Knows the latents, and says the nearest code of every layer, given the codes that stand below it."""
+
+    def __init__(self, codec, latents) -> None:
+        self.codebook, self.latents = codec.codebook, latents
+
+    def __call__(self, codes) -> torch.Tensor:
+        dims = torch.arange(codes.shape[-1])
+        stand = torch.stack([self.codebook[layer][dims, codes[:, layer]] for layer in range(codes.shape[1])], 1)
+        left = self.latents[:, None] - (stand.cumsum(1) - stand)
+        return -(left[..., None] - self.codebook[None, :, None]).abs()
+
+
+def draft_that_misses(codec, latents, wrong) -> Proposal:
+    """The nearest codes of the two coarse layers, but two levels off or more where `wrong`."""
+    codes = codec.encode(latents).targets[:, :2].clone()
+    codes[:, 0] = torch.where(wrong, torch.where(codes[:, 0] >= 2, codes[:, 0] - 2, codes[:, 0] + 2), codes[:, 0])
+    return Proposal(codes)
+
+
+def test_a_layer_that_is_not_accepted_costs_one_pass_more():
+    codec = toy_codec()
+    latents = 2 * torch.rand(50, STEPS, 7, generator=torch.Generator().manual_seed(0)) - 1
+    draft = draft_that_misses(codec, latents, torch.ones_like(latents, dtype=torch.bool))
+    decoder = ChunkDecoder(codec, Acceptance(distance(1), "layer", 0.9, expected_last=False), "rsd", steps=STEPS)
+    actions, state = decoder.run(KnowingMain(codec, latents), 50, draft)
+    assert (state.passes == 2).all()
+    assert (actions - latents).abs().max() <= 0.0626  # half a step of the last layer
+
+
+@pytest.mark.parametrize("granularity", ["layer", "element"])
+def test_elements_that_main_replaces_keep_no_digits_of_the_cell_they_leave(granularity):
+    codec = toy_codec()
+    latents = 2 * torch.rand(50, STEPS, 7, generator=torch.Generator().manual_seed(0)) - 1
+    wrong = torch.zeros_like(latents, dtype=torch.bool)
+    wrong[:, 0, :4] = True  # 4 of 28
+    decoder = ChunkDecoder(codec, Acceptance(distance(1), granularity, 0.8, expected_last=False), "rsd", steps=STEPS)
+    actions, state = decoder.run(KnowingMain(codec, latents), 50, draft_that_misses(codec, latents, wrong))
+    assert (state.passes == 1).all()
+    error = (actions - latents).abs()
+    assert error[wrong].max() <= 0.2501  # half a cell of the first layer
+    assert error[~wrong].max() <= 0.0626
+
+
+def test_the_middle_is_proposed_where_it_is_a_level_off_at_most():
+    def redraft(codec, mode) -> str:
+        return ChunkDecoder(codec, Acceptance(), mode, steps=STEPS).params.redraft
+
+    assert redraft(toy_codec(), "rsd") == redraft(toy_codec(), "jacobi") == "middle"
+    assert redraft(toy_codec(), "sequential") == redraft(toy_codec(), "parallel") == "none"
+    assert redraft(RFSQCodec(codec_preset("original")), "rsd") == "main"
+    for redundancy, wanted in ((2.9, "main"), (3.0, "middle")):
+        assert redraft(RFSQCodec(CodecConfig(3, 7, 7, 7, redundancy, "none")), "rsd") == wanted
