@@ -38,8 +38,9 @@ class NumpyAccept:
         walked = (proposed & (agreed >= params.need)).cumprod(1).sum(1)  # [B]
         accepted = layer < walked[:, None]
         new = np.where(accepted[:, :, None, None] & agree, codes, main)
-        changed = (new != codes) & (layer < walked[:, None] + (params.redraft == "middle"))[:, :, None, None]
-        new = np.where(changed.cumsum(1) > changed, main.dtype.type(x.shape[-1] // 2), new)
+        if params.redraft == "middle":
+            changed = (new != codes) & (layer <= walked[:, None])[:, :, None, None]
+            new = np.where(changed.cumsum(1) > changed, main.dtype.type(x.shape[-1] // 2), new)
         new[:, stop:] = codes[:, stop:]
         state["kept"][:] = np.where(proposed, agreed * accepted, -1)
         state["agreed"][:] = np.where(proposed, agreed, -1)

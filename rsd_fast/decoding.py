@@ -19,8 +19,8 @@ The modes are the same loop with another first proposal:
 | draft | the draft model's chunk, as it is | no pass |
 
 What was said above a code is out of date once that code changes: it refines a cell that has been left. Where a
-code is redundant enough for the middle level to be a level off at most, that is the next proposal there
-(docs/recommended.md has what it brings); otherwise main's old guesses are better still.
+code is redundant enough for the middle level to be a level off at most, that takes its place (docs/recommended.md has
+what it brings); otherwise main's old guesses are better still.
 
 Guarantees (tests/test_decoding.py): at granularity `layer`, rule `exact`, theta 1 the codes are bit-for-bit those of
 sequential decoding for any draft; no round takes more than `stop` passes; a row decodes the same alone or in a batch.
@@ -62,6 +62,8 @@ class ChunkDecoder:
         steps: T, the steps of a chunk.
         stop: layers to decode; all by default. `codec.depth_for(tolerance)` gives an honest early stop.
         backend: of the accept op; `auto` picks the fastest there is.
+        layered: main says a layer in view of the codes below it. False of a head that reads the prefix alone: what it
+            says is never out of date.
 
     Raises:
         ValueError: an unknown mode, a stop outside 1 .. L, or an acceptance that the mode cannot honour.
@@ -76,6 +78,7 @@ class ChunkDecoder:
         steps: int,
         stop: int | None = None,
         backend: str = "auto",
+        layered: bool = True,
     ) -> None:
         config = codec.config
         if mode not in MODES:
@@ -89,7 +92,7 @@ class ChunkDecoder:
         self.params = acceptance.params(
             stop=self.stop,
             elements=steps * config.latent_dims,
-            redraft=redraft_of(codec) if mode in ("rsd", "jacobi") else "none",
+            redraft=redraft_of(codec, layered) if mode in ("rsd", "jacobi") else "none",
             parallel=mode in ("parallel", "conditioned"),
         )
         device = codec.codebook.device
@@ -199,10 +202,10 @@ class ChunkDecoder:
         return padded
 
 
-def redraft_of(codec: RFSQCodec) -> Redraft:
+def redraft_of(codec: RFSQCodec, layered: bool) -> Redraft:
     """What to propose above a code that main has changed: the middle level, if it is at most one off there."""
     config = codec.config
-    return "middle" if config.redundancy >= (config.levels - 1) / 2 else "main"
+    return "middle" if layered and config.redundancy >= (config.levels - 1) / 2 else "main"
 
 
 def action_decoder(codec: RFSQCodec) -> ActionDecoder:

@@ -103,7 +103,7 @@ class RSDInferenceEngine:
             raise ValueError("main_model has no tokenizer; set main_model.tokenizer or load it with from_pretrained")
         if mode in DRAFTED and draft_model is None:
             raise ValueError(f"mode {mode!r} needs a draft_model; without one use 'jacobi', 'sequential' or 'parallel'")
-        main_model.head_for(mode)  # refuses a mode that none of its heads can serve
+        head = main_model.head_for(mode)  # refuses a mode that none of its heads can serve
         if stop is not None and tolerance is not None:
             raise ValueError("got both stop and tolerance, expected at most one: tolerance chooses the stop")
         self.device = choose_device(device)
@@ -132,6 +132,7 @@ class RSDInferenceEngine:
             steps=main_model.config.head.steps,
             stop=self.codec.depth_for(tolerance) if tolerance is not None else stop,
             backend=backend,
+            layered=main_model.is_layered(head),
         )
         self._rule_name = rule if isinstance(rule, str) else repr(rule)
         self.runtime = choose_runtime(runtime, self.device)

@@ -7,10 +7,9 @@ e = (t, d) an element. A *walk* goes up from the entry frontier as long as layer
 where it ends takes m, which is final too (the correction costs nothing), so an unfinished frontier moves at
 least one layer a pass.
 
-Where an accepted layer takes m in place of an element's code, all that was said above it, by the draft and by main,
-refines a cell that has been left. There the codes fall back to the middle level. With `redraft` "middle" they also do
-above a code that changes where the walk ends: the middle of the right cell is a guess at what main will say of it, and
-with a redundant code never more than a level off. Not at granularity `all`, whose head says everything at once.
+With `redraft` "middle", an element's codes fall back to the middle level above one that takes m and changes, in an
+accepted layer or where the walk ends: what the draft and main had said there refines a cell that has been left. Not at
+granularity `all`, whose head says everything at once.
 
 Edge cases, the same in every backend:
 - argmax ties: the lowest level. A NaN logit counts as -inf. A row of equal logits, -inf included, is a
@@ -85,9 +84,8 @@ def accept_reference_(
     new = torch.where(accepted & ~stands, choice, codes)
     new = torch.where((layer >= walked[:, None]) & (layer < frontier[:, None]), choice, new)
     new = torch.where((layer >= frontier[:, None]) & (layer < stop), greedy, new)
-    if params.granularity != "all":
-        reach = frontier if params.redraft == "middle" else walked
-        left = above((new != codes) & (layer < reach[:, None]))
+    if params.redraft == "middle" and params.granularity != "all":
+        left = above((new != codes) & (layer < frontier[:, None]))
         new = torch.where(left & (layer < stop), x.shape[-1] // 2, new)
     finished = frontier.flatten(1) >= stop
     finished = finished.sum(1) >= params.need if params.granularity == "element" else finished.all(1)

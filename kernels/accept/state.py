@@ -115,7 +115,8 @@ class AcceptParams:
         log_tau: see `rule`; at most 0.
         keep: granularity `layer`: what disagreeing elements of an accepted layer take.
         redraft: what is proposed next in the layers above the frontier. `none`: nothing. `main`: main's guesses.
-            `middle`: the same, but above a code that this pass has changed the middle level.
+            `middle`: the same, but above an element's code that this pass has changed, in accepted layers too, the
+            middle level.
         expected: the last layer adds its softmax mean instead of its most likely level.
         temperature: 0 takes main's most likely code; above, main's codes are sampled. Sampling is granularity
             `layer`, rule `distance` with slack 0 (the slack table is not read), `need` T * D and not

@@ -279,16 +279,15 @@ def accept_kernel(
     # Layers whose codes fall back to the middle: those above the lowest accepted one that takes main's code, and above
     # the walk's end, if its code changes.
     left = tl.zeros(x.shape, tl.int32)
-    if granularity != "all":
+    if redraft == "middle" and granularity != "all":
+        at_end = tl.minimum(end, stop - 1)
+        differs = tl.zeros(x.shape, tl.int32)
+        for w in tl.static_range(len(choices)):
+            word = (choices[w] >> BITS if sampling else choices[w]) ^ proposals[w]
+            differs = word if w == 0 else tl.where(at_end >= w * PER, word, differs)
+        differs = (differs >> (at_end % PER * CHOICE)) & LEVELS
         left = ~(replaced ^ (replaced - 1))
-        if redraft == "middle":
-            at_end = tl.minimum(end, stop - 1)
-            differs = tl.zeros(x.shape, tl.int32)
-            for w in tl.static_range(len(choices)):
-                word = (choices[w] >> BITS if sampling else choices[w]) ^ proposals[w]
-                differs = word if w == 0 else tl.where(at_end >= w * PER, word, differs)
-            differs = (differs >> (at_end % PER * CHOICE)) & LEVELS
-            left = tl.where(inside & (differs != 0), left | ~((walked << 1) | 1), left)
+        left = tl.where(inside & (differs != 0), left | ~((walked << 1) | 1), left)
 
     # Select and dequantise.
     total = tl.zeros(x.shape, tl.float32)
@@ -298,7 +297,7 @@ def accept_kernel(
         if sampling:  # where the walk ends main's sample, above it the most likely level as the next draft
             chosen = tl.where((((walked << 1) | 1) & (1 << l)) != 0, chosen >> BITS, chosen)
         chosen = tl.where((keeps & (1 << l)) != 0, standing, chosen)
-        if granularity != "all" and l > 0:
+        if redraft == "middle" and granularity != "all":
             chosen = tl.where((left & (1 << l)) != 0, V // 2 << (l % PER * CHOICE), chosen)
         new = (chosen >> (l % PER * CHOICE)) & LEVELS
         tl.store(codes + l * E, new, mask=(((chosen ^ standing) >> (l % PER * CHOICE)) & LEVELS) != 0)

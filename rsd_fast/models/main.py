@@ -221,6 +221,10 @@ class MainModel(
                 return name
         raise ValueError(f"mode {mode!r} needs a head of {list(wanted)}; this model has {list(self.heads)}")
 
+    def is_layered(self, head: str) -> bool:
+        """Whether a head says a layer in view of the codes below it; false of one that reads the prefix alone."""
+        return not isinstance(self.heads[head], PrefixHead)
+
     def decode(
         self, prefix: Prefix, codes: Int[Tensor, "B L T D"], head: str = "hierarchical"
     ) -> Float[Tensor, "B L T D V"]:

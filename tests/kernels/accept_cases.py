@@ -233,13 +233,13 @@ def _loop_sample(case: Case, after: Case, b: int) -> None:
     kept = [0] * layers
     changed, left = set(), set()
 
-    def put(l: int, t: int, d: int, code: int, moves: bool = False) -> None:
+    def put(l: int, t: int, d: int, code: int, walks: bool = False) -> None:
         if (t, d) in left:
             code = levels // 2
         if code != int(entry.codes[b, l, t, d]):
             if l < stop - 1:
                 changed.add((t, d))
-            if moves:
+            if walks and params.redraft == "middle":
                 left.add((t, d))
         state.codes[b, l, t, d] = code
 
@@ -251,7 +251,7 @@ def _loop_sample(case: Case, after: Case, b: int) -> None:
                 l = frontier[e]
                 frontier[e] += 1
                 if not agree[(l, *e)]:
-                    put(l, *e, choice[(l, *e)], params.redraft == "middle")
+                    put(l, *e, choice[(l, *e)], walks=True)
                     break
                 kept[l] += 1
     elif params.granularity == "layer":
@@ -261,7 +261,7 @@ def _loop_sample(case: Case, after: Case, b: int) -> None:
                 frontier[e] = l + 1
                 code = int(entry.codes[(b, l, *e)])
                 stays = accepted and (agree[(l, *e)] or (params.keep == "draft" and 0 <= code < levels))
-                put(l, *e, code if stays else choice[(l, *e)], accepted or params.redraft == "middle")
+                put(l, *e, code if stays else choice[(l, *e)], walks=True)
                 kept[l] += stays
             if not accepted:
                 break

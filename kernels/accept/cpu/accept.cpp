@@ -194,7 +194,7 @@ RSD_VECTOR int64_t select_layer(const Args& a, int64_t l, bool proposed, int32_t
   const int64_t E = a.T * a.D;
   const bool by_layer = a.granularity == kLayer;
   const int32_t layer_passes = proposed && a.granularity != kAll && (!by_layer || count(s.agree) >= a.need);
-  const int32_t refines = a.granularity != kAll, to_middle = a.redraft == kMiddle, middle = int32_t(a.V / 2);
+  const int32_t to_middle = a.redraft == kMiddle && a.granularity != kAll, middle = int32_t(a.V / 2);
   const int32_t whole = by_layer, keep_draft = a.keep_draft != 0, layer = int32_t(l), below_last = l < a.stop - 1;
   const int32_t reached = a.granularity == kAll ? int32_t(a.stop) : layer + 1;
   const uint32_t levels = uint32_t(a.V);
@@ -216,7 +216,7 @@ RSD_VECTOR int64_t select_layer(const Args& a, int64_t l, bool proposed, int32_t
     walking[e] = open ? walks & accepted : was;
     frontier[e] = walks ? reached : at;
     changed[e] |= below_last & changes;
-    left[e] |= refines & walks & changes & (accepted | to_middle);  // the cell that the codes above refine
+    left[e] |= to_middle & walks & changes;  // the cell that the codes above refine
     codes[e] = take;
   }
   return held;
