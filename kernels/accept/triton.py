@@ -171,6 +171,7 @@ def accept_kernel(
     CHOICE: tl.constexpr = 2 * BITS if sampling else BITS
     PER: tl.constexpr = 32 // CHOICE  # layers in a word
     LANES: tl.constexpr = E_PAD // PACK
+    TO_MIDDLE: tl.constexpr = redraft == "middle" and granularity != "all"
     IN_WORDS: tl.constexpr = V <= 16 and not sampling  # a lane holds the logits of a layer
     dtype: tl.constexpr = logits.dtype.element_ty
     i_b = tl.program_id(0).to(tl.int64) * BLOCK_B
@@ -279,7 +280,7 @@ def accept_kernel(
     # Layers whose codes fall back to the middle: those above the lowest accepted one that takes main's code, and above
     # the walk's end, if its code changes.
     left = tl.zeros(x.shape, tl.int32)
-    if redraft == "middle" and granularity != "all":
+    if TO_MIDDLE:
         at_end = tl.minimum(end, stop - 1)
         differs = tl.zeros(x.shape, tl.int32)
         for w in tl.static_range(len(choices)):
@@ -297,7 +298,7 @@ def accept_kernel(
         if sampling:  # where the walk ends main's sample, above it the most likely level as the next draft
             chosen = tl.where((((walked << 1) | 1) & (1 << l)) != 0, chosen >> BITS, chosen)
         chosen = tl.where((keeps & (1 << l)) != 0, standing, chosen)
-        if redraft == "middle" and granularity != "all":
+        if TO_MIDDLE:
             chosen = tl.where((left & (1 << l)) != 0, V // 2 << (l % PER * CHOICE), chosen)
         new = (chosen >> (l % PER * CHOICE)) & LEVELS
         tl.store(codes + l * E, new, mask=(((chosen ^ standing) >> (l % PER * CHOICE)) & LEVELS) != 0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rsd_fast.images import ImageConfig
 from rsd_fast.models.backbone import Backbone, BackboneConfig
 from rsd_fast.models.head_registry import DECODERS, HEAD_KINDS, make_head
-from rsd_fast.models.heads import ActionHead, HeadConfig, PrefixHead, QueryHead
+from rsd_fast.models.heads import ActionHead, HeadConfig, HierarchicalHead, PrefixHead, QueryHead
 from rsd_fast.models.heads_baseline import ConditionedQueryHead, RegressionHead
 from rsd_fast.models.heads_oft import BaselineHead
 from rsd_fast.models.inputs import PolicyInputs, Prefix
@@ -222,8 +222,8 @@ class MainModel(
         raise ValueError(f"mode {mode!r} needs a head of {list(wanted)}; this model has {list(self.heads)}")
 
     def is_layered(self, head: str) -> bool:
-        """Whether a head says a layer in view of the codes below it; false of one that reads the prefix alone."""
-        return not isinstance(self.heads[head], PrefixHead)
+        """Whether a head says every layer in view of the codes below it."""
+        return isinstance(self.heads[head], HierarchicalHead)
 
     def decode(
         self, prefix: Prefix, codes: Int[Tensor, "B L T D"], head: str = "hierarchical"

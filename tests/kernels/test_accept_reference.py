@@ -89,7 +89,6 @@ LAYERS = [
 
 @pytest.mark.parametrize(("draft", "need", "keep", "codes", "frontier", "kept", "agreed"), LAYERS)
 def test_layers_are_accepted_whole(draft, need, keep, codes, frontier, kept, agreed):
-    """Where the walk ends, `redraft` "middle"."""
     params = replace(GREEDY, granularity="layer", need=need, keep=keep)
     after = toy_case([[1, 1], [3, 3], [4, 4]], draft, params).run("reference")
     assert after.state.codes[0, :, 0].tolist() == codes

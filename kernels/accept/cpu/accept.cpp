@@ -199,7 +199,8 @@ RSD_VECTOR int64_t select_layer(const Args& a, int64_t l, bool proposed, int32_t
   const int32_t reached = a.granularity == kAll ? int32_t(a.stop) : layer + 1;
   const uint32_t levels = uint32_t(a.V);
   const int32_t *entry = s.entry.data(), *greedy = s.greedy.data(), *choice = s.choice.data(), *agree = s.agree.data();
-  int32_t *__restrict walking = s.walking.data(), *__restrict changed = s.changed.data(), *__restrict left = s.left.data();
+  int32_t *__restrict walking = s.walking.data(), *__restrict changed = s.changed.data();
+  int32_t* __restrict left = s.left.data();
   int32_t held = 0;
 #pragma omp simd reduction(+ : held)
   for (int64_t e = 0; e < E; ++e) {  // everything is read, and no branch is taken: many elements at once
