@@ -35,14 +35,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bench.shapes import REDRAFT, SHAPES
 from rsd_fast.kernels.accept import AcceptParams, ActionDecoder, RoundState
 from rsd_fast.kernels.accept.reference import accept_reference_
 from rsd_fast.kernels.accept.triton import accept_triton_
 from rsd_fast.kernels.accept.triton_launch import Launch, largest_pack, launch_choice
 from tests.kernels.action_sizes import assert_actions_close
 
-Sizes = tuple[int, int, int, int]
-SHAPES: dict[str, Sizes] = {"L3 T8 D7 V5": (3, 8, 7, 5), "L8 T8 D16 V7": (8, 8, 16, 7)}
 BATCHES = (1, 64, 4096, 65536)
 CALLS = {1: 256, 64: 64}  # batch: calls in a graph; from OWN_LOGITS_FROM on as many as move 1 GiB, at least 4
 OWN_LOGITS_FROM = 4096
@@ -132,14 +131,15 @@ def least_bytes(shape: tuple[int, ...], actions: int, changed: int) -> int:
     return 2 * layers * elements * levels + 4 * (ints + floats)
 
 
-def calls_of(batch: int, sizes: Sizes) -> int:
+def calls_of(batch: int, name: str) -> int:
     if batch < OWN_LOGITS_FROM:
         return CALLS[batch]
-    return max(4, math.ceil(2**30 / least_bytes((batch, *sizes), ACTIONS, 0)))
+    return max(4, math.ceil(2**30 / least_bytes((batch, *SHAPES[name]), ACTIONS, 0)))
 
 
-def make_work(batch: int, sizes: Sizes, calls: int) -> Work:
-    layers, steps, dims, levels = sizes
+def make_work(batch: int, name: str, calls: int) -> Work:
+    """Calls of a shape of `SHAPES`."""
+    layers, steps, dims, levels = sizes = SHAPES[name]
 
     def normal(*size: int) -> Tensor:
         return torch.randn(size, device="cuda")
@@ -159,7 +159,7 @@ def make_work(batch: int, sizes: Sizes, calls: int) -> Work:
         {f.name: [getattr(state, f.name).clone() for state in states] for f in fields(RoundState)},
         normal(layers, dims, levels),
         torch.zeros(layers, dims, dtype=torch.int32, device="cuda"),
-        AcceptParams(layers, "layer", "distance", steps * dims, 0.0, "main", "middle", False, 0.0),
+        AcceptParams(layers, "layer", "distance", steps * dims, 0.0, "main", REDRAFT[name], False, 0.0),
         ActionDecoder(*weights, normal(ACTIONS), normal(ACTIONS)),
         [torch.full((batch, steps, ACTIONS), torch.nan, device="cuda") for _ in range(calls)],
     )
@@ -325,7 +325,7 @@ def compile_candidates() -> str:
 
 
 def launch_once(shape: str, launch: Launch) -> None:
-    make_work(1, SHAPES[shape], 1).call(partial(accept_triton_, launch=launch), 0)
+    make_work(1, shape, 1).call(partial(accept_triton_, launch=launch), 0)
     torch.cuda.synchronize()
 
 
@@ -380,8 +380,8 @@ def main() -> None:
         print(f"{compile_candidates()}, {time.perf_counter() - started:.0f} s; * is what a call would choose")
     # The shapes that the targets are about come first, the longest compilations late.
     for batch in arguments.batches:
-        for name, sizes in reversed(SHAPES.items()):
-            work = make_work(batch, sizes, calls_of(batch, sizes))
+        for name in reversed(SHAPES):
+            work = make_work(batch, name, calls_of(batch, name))
             if arguments.sweep:
                 results["rows"] += sweep(name, batch, work, copy)
             else:

@@ -16,17 +16,17 @@ import pytest
 import torch
 
 from bench.numpy_accept import NumpyAccept
+from bench.shapes import REDRAFT, SHAPES
 from rsd_fast.kernels.accept import AcceptParams, RoundState, accept_
 from rsd_fast.kernels.registry import pick
 from tests.kernels.accept_cases import Case, copy_state, random_case
 
-SHAPES = {"L8 T8 D16 V7": (8, 8, 16, 7), "L3 T8 D7 V5": (3, 8, 7, 5)}
 GPU_ONLY = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 
 def timed_case(name: str, batch: int) -> Case:
     layers, steps, dims, levels = SHAPES[name]
-    params = AcceptParams(layers, "layer", "distance", steps * dims, 0.0, "main", "middle", False, 0.0)
+    params = AcceptParams(layers, "layer", "distance", steps * dims, 0.0, "main", REDRAFT[name], False, 0.0)
     sizes = (batch, layers, steps, dims, levels)
     case = random_case(params, sizes, seed=0, dtype=torch.bfloat16, slack=0, hidden=64)
     case.state.begin_(case.logits[:, : layers - 1].argmax(-1).int(), layers - 1, levels // 2)
@@ -91,7 +91,7 @@ def test_accept_on_a_gpu(benchmark, name, batch, provider):
     """`torch`: the reference, eager. `graph`: replayed as a CUDA graph. `torch.compile`: its own graph."""
     from bench.gpu_accept import captured, check, compiled, make_work, median_us
 
-    work = make_work(batch, SHAPES[name], calls=1)
+    work = make_work(batch, name, calls=1)
     triton, reference = partial(accept_, backend="triton"), pick("accept", "cuda", "reference").run
     check(work.outputs(triton), work.outputs(reference), work.decoder)
     if provider == "torch.compile":
