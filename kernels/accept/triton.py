@@ -10,9 +10,10 @@ actions in the same program.
 Where the logits of a layer are contiguous a lane reads words of `PACK` neighbouring elements and takes them apart in
 registers; any other strides are read level by level (`PACK` 1).
 
-Codes that do not change are not written. Logits of final layers are not read after the first pass, unless the launch
-is `EAGER`. Integer outputs and latents are the reference's bits: there is no a * b + c on their way that could be
-fused. As everywhere slack is at least 0, and at granularities `layer` and `all` the frontier is uniform over a sample.
+A lane whose codes do not change writes none. Logits of final layers are not read after the first pass, unless the
+launch is `EAGER`. Integer outputs and latents are the reference's bits: there is no a * b + c on their way that could
+be fused. As everywhere slack is at least 0, and at granularities `layer` and `all` the frontier is uniform over a
+sample.
 """
 
 import torch
@@ -161,6 +162,7 @@ def accept_kernel(
     PACK: tl.constexpr,
     EAGER: tl.constexpr,
     UNROLL: tl.constexpr,
+    HOLD: tl.constexpr,
 ):
     """One pass of `BLOCK_B` samples. Needs `stop` <= L <= 16, and everything but the logits contiguous."""
     E: tl.constexpr = T * D
@@ -230,7 +232,7 @@ def accept_kernel(
             known = proposal < V
             read = reads if EAGER else reads & (read_from + 0 * y <= l)
             if IN_WORDS:
-                loaded = load_words(words + l * (stride_l // PACK), stride_v, read, V)
+                loaded = load_words(words + l * (stride_l // PACK), stride_v, read, V, HOLD)
                 level, top = most_likely_of(loaded, dtype, V, PACK)
             else:
                 level, top = most_likely(row, stride_v, read, V)
@@ -274,40 +276,52 @@ def accept_kernel(
     walked = (passing ^ (passing + 1)) >> 1  # the lowest bits up to the first that is not set
     accepted = walked & ~final & (agrees | valid)  # layers that take the draft's code
     keeps = tl.where(inside, final | accepted, -1)
+    replaced = walked & ~keeps
+    end = bit_of(walked + 1)
+
+    # Layers whose codes fall back to the middle: those above the lowest accepted one that takes main's code, and above
+    # the walk's end, if its code changes.
+    left = tl.zeros(x.shape, tl.int32)
+    if TO_MIDDLE:
+        at_end = tl.minimum(end, stop - 1)
+        differs = tl.zeros(x.shape, tl.int32)
+        for w in tl.static_range(len(choices)):
+            word = (choices[w] >> BITS if sampling else choices[w]) ^ proposals[w]
+            differs = word if w == 0 else tl.where(at_end >= w * PER, word, differs)
+        differs = (differs >> (at_end % PER * CHOICE)) & LEVELS
+        left = ~(replaced ^ (replaced - 1))
+        left = tl.where(inside & (differs != 0), left | ~((walked << 1) | 1), left)
 
     # Select and dequantise.
-    to_end = (walked << 1) | 1  # the walk's layers and the one where it ends
     total = tl.zeros(x.shape, tl.float32)
     before_last = total
-    changed = tl.zeros(x.shape, tl.int1)  # in a layer of these below: the codes above would refine another cell
     for l in tl.static_range(stop):
         standing, chosen = proposals[l // PER], choices[l // PER]
         if sampling:  # where the walk ends main's sample, above it the most likely level as the next draft
-            chosen = tl.where((to_end & (1 << l)) != 0, chosen >> BITS, chosen)
+            chosen = tl.where((((walked << 1) | 1) & (1 << l)) != 0, chosen >> BITS, chosen)
         chosen = tl.where((keeps & (1 << l)) != 0, standing, chosen)
-        new = (chosen >> (l % PER * CHOICE)) & LEVELS
         if TO_MIDDLE:
-            new = tl.where(changed, V // 2, new)
-        changes = new != (standing >> (l % PER * CHOICE)) & LEVELS
-        tl.store(codes + l * E, new, mask=changes)
-        if TO_MIDDLE and l < stop - 1:
-            changed |= changes & ((to_end & (1 << l)) != 0)
+            chosen = tl.where((left & (1 << l)) != 0, V // 2 << (l % PER * CHOICE), chosen)
+        new = (chosen >> (l % PER * CHOICE)) & LEVELS
+        differs = ((chosen ^ standing) >> (l % PER * CHOICE)) & LEVELS
+        some = of_elements(of_lanes(differs, PACK), PACK) != 0  # the lane's codes in one store, if any of them changes
+        tl.store(codes + l * E, new, mask=tl.max_constancy(some, PACK))
         if l == stop - 1:
             before_last = total
         total += tl.load(codebook + (l * D + d) * V + new, mask=inside if EAGER else None)
 
     unfinished = inside & (entry + 0 * x < stop)
-    reach = stop if granularity == "all" else bit_of(walked + 1) + 1
+    reach = stop if granularity == "all" else end + 1
     reach = tl.where(entry < stop, reach, entry)
     if expected:
         levels = codebook + (stop - 1) * D * V
         read = reads & (lowest_entry + 0 * y < stop)
         if IN_WORDS:
-            loaded = load_words(words + (stop - 1) * (stride_l // PACK), stride_v, read, V)
+            loaded = load_words(words + (stop - 1) * (stride_l // PACK), stride_v, read, V, HOLD)
             mean = softmax_means_of(loaded, levels, lane, dtype, D, V, PACK)
         else:
             mean = softmax_mean(rows + (stop - 1) * stride_l, stride_v, read, levels + d * V, V)
-        stood = ((walked & ~keeps) == 0) | (granularity == "all")
+        stood = (replaced == 0) | (granularity == "all")
         total = tl.where((reach + 0 * x >= stop) & stood, before_last + mean, total)
     latents_at = latents + b * E + e
     total = tl.where(unfinished, total, tl.load(latents_at, mask=inside & ~unfinished, other=0.0))

@@ -28,6 +28,7 @@ class Launch:
             three, but final layers and finished samples are read too.
         warps: of a program.
         unroll: layers that are read and compared side by side.
+        hold: whether the L1 cache is asked to keep logits until a lane has read all its words.
     """
 
     samples: int
@@ -35,6 +36,7 @@ class Launch:
     eager: bool
     warps: int
     unroll: int
+    hold: bool = False
 
 
 def launch_choice(batch: int, shape: Sequence[int], largest: int) -> Launch:
@@ -52,7 +54,8 @@ def launch_choice(batch: int, shape: Sequence[int], largest: int) -> Launch:
     lanes = padded_elements(shape, largest) // largest
     # The fastest of a sweep on an H200 (bench/results) that spill on no architecture.
     samples = 8 if lanes <= 16 else 4 if lanes == 32 else 1
-    return Launch(samples, largest, eager, warps_for(samples * lanes), layers if layers <= 4 else 2)
+    few = layers <= 4
+    return Launch(samples, largest, eager, warps_for(samples * lanes), layers if few else 2, hold=few)
 
 
 def warps_for(lanes: int) -> int:
@@ -114,6 +117,7 @@ def constants(
         "PACK": launch.pack,
         "EAGER": launch.eager,
         "UNROLL": launch.unroll,
+        "HOLD": launch.hold,
         "num_warps": launch.warps,
     }
 

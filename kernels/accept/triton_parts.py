@@ -42,11 +42,13 @@ def load_logit(pointers, mask):
 
 
 @triton.jit
-def load_words(words, stride, mask, V: tl.constexpr):
+def load_words(words, stride, mask, V: tl.constexpr, HOLD: tl.constexpr):
     """V words, a tuple: the logits of as many neighbouring elements as a word holds."""
+    POLICY: tl.constexpr = "evict_last" if HOLD else ""  # of the L1 cache: lines are read V times in a row
     loaded = ()
     for k in tl.static_range(V):
-        loaded = loaded + (tl.load(words + k * stride, mask=mask),)  # noqa: RUF005 -- no starred tuples
+        word = tl.load(words + k * stride, mask=mask, eviction_policy=POLICY)
+        loaded = loaded + (word,)  # noqa: RUF005 -- no starred tuples
     return loaded
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("triton")
@@ -23,6 +25,8 @@ BUILDS = [
     (SHIPPED[1], "layer", "bf16"),
     (SHIPPED[1], "element expected", "bf16"),
     (SHIPPED[1], "all expected", "bf16"),
+    (replace(SHIPPED[1], redraft="middle"), "layer", "bf16"),
+    (replace(SHIPPED[1], redraft="middle"), "element expected", "bf16"),
 ]
 
 
