@@ -84,11 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit status: 0; 1, episodes of an evaluation ended in errors; 2, one line on stderr says what is wrong;
-        130, stopped by Ctrl-C.
+        130, stopped by Ctrl-C; 141, nobody read the help to its end.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         config = parse(words)
+    except BrokenPipeError:  # `--help | head`; nor shall the interpreter's last flush fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except ValueError as error:  # of a file of settings
         print(f"rsd-fast: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,15 @@ def test_parsing_loads_neither_torch_nor_a_simulator() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_help_that_nobody_reads_to_its_end_is_no_traceback() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = "from rsd_fast.cli import main; raise SystemExit(main(['eval', '--help']))"
+    with os.fdopen(writing, "w") as closed:
+        run = subprocess.run([sys.executable, "-c", code], stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert (run.returncode, run.stderr) == (141, "")
 
 
 @pytest.mark.parametrize(
