@@ -303,8 +303,9 @@ def accept_kernel(
         if TO_MIDDLE:
             chosen = tl.where((left & (1 << l)) != 0, V // 2 << (l % PER * CHOICE), chosen)
         new = (chosen >> (l % PER * CHOICE)) & LEVELS
-        differs = ((chosen ^ standing) >> (l % PER * CHOICE)) & LEVELS
-        some = of_elements(of_lanes(differs, PACK), PACK) != 0  # the lane's codes in one store, if any of them changes
+        changes = (((chosen ^ standing) >> (l % PER * CHOICE)) & LEVELS) != 0
+        # The lane's codes in one store, if any of them changes.
+        some = of_elements(of_lanes(changes.to(tl.int32), PACK), PACK) != 0
         tl.store(codes + l * E, new, mask=tl.max_constancy(some, PACK))
         if l == stop - 1:
             before_last = total
