@@ -1,12 +1,13 @@
 """Rows on disk: kills, retries, shards."""
 
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from rsd_fast.evaluate.records import EpisodeRow, Records, mode_order, passes_trace, write_header
+from rsd_fast.evaluate.records import EpisodeRow, Records, mode_order, passes_trace, read_rows, write_header
 
 MakeRow = Callable[..., EpisodeRow]
 
@@ -31,6 +32,25 @@ def test_a_last_line_that_a_kill_cut_short_is_dropped_and_does_not_spoil_the_nex
     assert [row.init_state for row in again.rows.values()] == [0]
     again.add(make_row(init_state=1))
     assert records.file.read_bytes() == whole
+
+
+def test_packed_rows_are_read_and_unpacked_by_a_run_that_goes_on(tmp_path: Path, make_row: MakeRow) -> None:
+    rows = [make_row(init_state=state) for state in range(3)]
+    records = Records.open(tmp_path)
+    records.add(rows[0])
+    records.add(rows[1])
+    records.packed.write_bytes(lzma.compress(records.file.read_bytes()))
+    records.file.unlink()
+    assert read_rows(tmp_path) == rows[:2]
+    Records.open(tmp_path).add(rows[2])
+    assert (records.file.exists(), records.packed.exists()) == (True, False)
+    assert read_rows(tmp_path) == rows
+
+
+def test_rows_that_cannot_be_unpacked_are_an_error_that_says_where(tmp_path: Path) -> None:
+    (tmp_path / "episodes.jsonl.xz").write_bytes(b"rows")
+    with pytest.raises(ValueError, match=r"episodes.jsonl.xz cannot be unpacked .*; expected what `xz episodes.jsonl`"):
+        Records.open(tmp_path)
 
 
 def test_a_line_that_is_no_row_is_an_error_that_says_where(tmp_path: Path, make_row: MakeRow) -> None:
