@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import sqrt
@@ -85,3 +86,18 @@ def paired_interval(both: int, gained: int, lost: int, neither: int) -> tuple[fl
     low = sqrt(max(0.0, below**2 - 2 * phi * below * base_above + base_above**2))
     high = sqrt(max(0.0, above**2 - 2 * phi * above * base_below + base_below**2))
     return rate - base - low, rate - base + high
+
+
+def paired_test(baseline: str, pairs: int, both: int, gained: int, lost: int) -> PairedTest:
+    """The test of so many pairs."""
+    if not pairs:
+        return PairedTest(baseline, 0, 0, 0, None, 1.0)
+    low, high = paired_interval(both, gained, lost, pairs - both - gained - lost)
+    return PairedTest(baseline, pairs, gained, lost, (gained - lost) / pairs, mcnemar(gained, lost), both, low, high)
+
+
+def together(tests: Sequence[PairedTest]) -> PairedTest:
+    """The pairs of several tests against one baseline as those of one; at least one test."""
+    pairs, both = sum(test.pairs for test in tests), sum(test.both for test in tests)
+    gained, lost = sum(test.gained for test in tests), sum(test.lost for test in tests)
+    return paired_test(tests[0].baseline, pairs, both, gained, lost)

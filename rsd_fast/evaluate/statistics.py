@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from .intervals import PairedTest, Share, mcnemar, paired_interval, wilson
+from .intervals import PairedTest, Share, paired_test, wilson
 from .names import short_tasks
 from .phases import PHASES, THIRDS, phases
 from .records import EpisodeRow
@@ -169,12 +169,7 @@ def compare(
         if key in base:
             found.setdefault(key[1], (outcome, base[key]))
     counts = Counter(found.values())
-    pairs, gained, lost = len(found), counts[True, False], counts[False, True]
-    if not pairs:
-        return PairedTest(baseline, 0, 0, 0, None, 1.0)
-    both = counts[True, True]
-    low, high = paired_interval(both, gained, lost, counts[False, False])
-    return PairedTest(baseline, pairs, gained, lost, (gained - lost) / pairs, mcnemar(gained, lost), both, low, high)
+    return paired_test(baseline, len(found), counts[True, True], counts[True, False], counts[False, True])
 
 
 def summarise(

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from . import study_tables, tables
-from .intervals import PairedTest
+from .intervals import PairedTest, together
 from .statistics import Group, Summary, compare, passes_interval
 from .study_data import Policy
 from .verdict import (
@@ -121,7 +121,24 @@ def target(policy: Policy) -> str:
             f"{len(drafted(summary))}: on fresh ones a little less is to be expected."
         )
     lines.append(tables.markdown([_target_row(policy, suite) for suite in _places(summary)]))
+    lines += _by_device(policy, setting.mode)
     return "\n\n".join(lines)
+
+
+def _by_device(policy: Policy, mode: str) -> list[str]:
+    """A mode's pairs with the baseline on each device and on all of them; nothing where one device has all."""
+    groups = {device: group for device, own in policy.by_device.items() if (group := own.group(mode)) and group.paired}
+    tests = {device: group.paired for device, group in groups.items() if group.paired and group.paired.pairs}
+    if len(tests) < 2:
+        return []
+    every = together(list(tests.values()))
+    rows = [
+        {"device": device} | _paired_cells(mode, every.baseline, test, groups[device].passes)
+        for device, test in tests.items()
+    ]
+    rows.append({"device": "together"} | _paired_cells(mode, every.baseline, every, None))
+    told = "An episode that several devices have played is one pair above, and one of each here:"
+    return [told, tables.markdown(rows)]
 
 
 def _meets(group: Group) -> bool:
@@ -136,15 +153,18 @@ def _target_row(policy: Policy, suite: str | None) -> dict[str, str]:
     row = {"suite": suite or "all"}
     if group is None or group.paired is None:
         return row | {"pairs": "0"}
-    test = group.paired
-    return row | {
+    return row | _paired_cells(group.mode, summary.baseline, group.paired, group.passes)
+
+
+def _paired_cells(mode: str, baseline: str, test: PairedTest, passes: float | None) -> dict[str, str]:
+    return {
         "pairs": str(test.pairs),
-        group.mode: str(test.both + test.gained),
-        summary.baseline: str(test.both + test.lost),
+        mode: str(test.both + test.gained),
+        baseline: str(test.both + test.lost),
         "difference": tables.points(test.difference),
         "difference, 95 %": tables.span(test),
         "McNemar p": f"{test.p_value:.2g}" if test.pairs else "",
-        "passes": tables.number(group.passes, 2),
+        "passes": tables.number(passes, 2),
     }
 
 

@@ -151,6 +151,8 @@ def test_devices_are_told_apart_and_never_paired(make_row: MakeRow, tmp_path: Pa
     assert "**Episodes of several devices: GPU 3000, bfloat16 (one, other); cpu, float32 (one, other)." in text
     assert "| GPU 3000, bfloat16 | sequential | 3.00 | 15.00 |" in text
     assert "| cpu, float32 | sequential | 3.00 | 500.00 |" in text
+    assert "| cpu, float32 | 21 | 0 | 21 | -100.0 points |" in text  # states 8 and 9 again
+    assert "| together | 51 | 30 | 51 | -41.2 points |" in text
     assert "- policy: a/nano (weights w1)" in text
     with pytest.raises(ValueError, match=r"got episodes of nano on .*'cpu, float32'.* give --stages"):
         study(tmp_path / "study.md", gpu, cpu)
