@@ -166,6 +166,25 @@ def test_it_holds_for_other_codes_depths_and_lengths_of_the_draft(
     check_lossless(codec, batch, draft, min(layers, total), min(stop, total), expected_last, seed)
 
 
+@given(
+    st.sampled_from(list(CODECS)),
+    st.sampled_from([1, 3, 16]),
+    st.sampled_from(DRAFTS),
+    st.sampled_from([0.01, 0.5, 0.75, 0.9, 1.0]),
+    st.integers(0, 1 << 20),
+)
+@settings(max_examples=40)
+def test_exact_layers_leave_the_lowest_layer_to_main_whatever_is_drafted_and_however_little_must_agree(
+    codec, batch, draft, theta, seed
+):
+    """A layer that is accepted takes main's code where the draft's differs, and layer 0 sees nothing of the draft."""
+    codes = sequential(codec, batch, CODECS[codec].layers, True)[1]
+    proposed = draft(codec, codes, policy(codec).codec, torch.Generator().manual_seed(seed))
+    acceptance = Acceptance(exact(), "layer", theta, keep="main")
+    _, state, _ = decode(codec, batch, "rsd", acceptance, Proposal(proposed))
+    assert torch.equal(state.codes[:, 0], codes[:, 0])
+
+
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("codec", CODECS)
 def test_main_s_own_guesses_as_the_next_draft_are_sequential_decoding_too(codec: str, batch: int):
