@@ -101,9 +101,10 @@ class Acceptance:
         temperature: 0 decodes greedily; above, codes are distributed as main's own samples.
     """
 
-    rule: Rule = typical(0.1)  # noqa: RUF009  # frozen; docs/recommended.md says why this one
-    granularity: Granularity = "element"
-    theta: float = 0.95
+    # docs/recommended.md says why these three.
+    rule: Rule = exact()  # noqa: RUF009  # frozen
+    granularity: Granularity = "layer"
+    theta: float = 0.75
     keep: Literal["main", "draft"] = "main"
     expected_last: bool = True
     temperature: float = 0.0
@@ -116,6 +117,11 @@ class Acceptance:
             raise ValueError(f"got theta {self.theta}, expected a share in (0, 1]")
         if self.temperature > 0.0 and self.rule != exact():
             raise ValueError(f"got temperature {self.temperature} and {self.rule}, expected rule 'exact' when sampling")
+        if self.temperature > 0.0 and (self.granularity, self.theta) != ("layer", 1.0):
+            raise ValueError(
+                f"got temperature {self.temperature}, granularity {self.granularity!r} and theta {self.theta}, "
+                "expected 'layer' and theta 1 when sampling"
+            )
 
     def params(self, *, stop: int, elements: int, redraft: Redraft, parallel: bool = False) -> AcceptParams:
         """The kernel's parameters for chunks of `elements` = T * D elements decoded to `stop` layers."""

@@ -269,7 +269,7 @@ def test_stats_count_chunks_passes_and_time_until_they_are_reset():
 def test_describe_says_everything_that_defines_the_decoding(mode: str, draft: str | None):
     told = json.loads(json.dumps(tiny(mode, draft, theta=0.9, stop=2).describe()))
     assert (told["mode"], told["draft"], told["theta"], told["stop"]) == (mode, draft, 0.9, 2)
-    assert (told["rule"], told["granularity"], told["keep"]) == ("typical(0.1)", "element", "main")
+    assert (told["rule"], told["granularity"], told["keep"]) == ("exact", "layer", "main")
     assert (told["layers"], told["levels"], told["chunk"]) == (3, 5, STEPS)
     assert (told["device"], told["dtype"], told["batch_invariant"]) == ("cpu", "float32", True)
     assert told["backend"] in ("cpu", "reference")

@@ -11,6 +11,10 @@ With `redraft` "middle", an element's codes fall back to the middle level above 
 accepted layer or where the walk ends: what the draft and main had said there refines a cell that has been left. Not at
 granularity `all`, whose head says everything at once.
 
+With `expected`, the last layer is read as the mean of its levels under main's softmax, in elements that reach it and
+whose codes below stood. Where codes fall back to the middle, the layer that changed is read so and the middle adds
+nothing: what main says of that layer is all that is known of the element.
+
 Edge cases, the same in every backend:
 - argmax ties: the lowest level. A NaN logit counts as -inf. A row of equal logits, -inf included, is a
   uniform softmax.
@@ -85,7 +89,8 @@ def accept_reference_(
     new = torch.where((layer >= walked[:, None]) & (layer < frontier[:, None]), choice, new)
     new = torch.where((layer >= frontier[:, None]) & (layer < stop), greedy, new)
     if params.redraft == "middle" and params.granularity != "all":
-        left = above((new != codes) & (layer < frontier[:, None]))
+        changed = (new != codes) & (layer < frontier[:, None])
+        left = above(changed)
         new = torch.where(left & (layer < stop), x.shape[-1] // 2, new)
     finished = frontier.flatten(1) >= stop
     finished = finished.sum(1) >= params.need if params.granularity == "element" else finished.all(1)
@@ -96,6 +101,10 @@ def accept_reference_(
         stood = (new == codes)[:, : stop - 1].all(1) | (params.granularity == "all")
         mean = dequantise(new, codebook, stop - 1) + softmax_mean(x[:, stop - 1], codebook[stop - 1])
         latents = torch.where((frontier >= stop) & stood, mean, latents)
+        if params.redraft == "middle" and params.granularity != "all":
+            for l in range(stop - 1):
+                mean = dequantise(new, codebook, l) + softmax_mean(x[:, l], codebook[l])
+                latents = torch.where(changed[:, l] & ~left[:, l], mean, latents)
     latents = torch.where(entry < stop, latents, state.latents)
 
     # Write.

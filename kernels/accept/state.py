@@ -117,7 +117,8 @@ class AcceptParams:
         redraft: what is proposed next in the layers above the frontier. `none`: nothing. `main`: main's guesses.
             `middle`: the same, but above an element's code that this pass has changed, in accepted layers too, the
             middle level.
-        expected: the last layer adds its softmax mean instead of its most likely level.
+        expected: the last layer adds its softmax mean instead of its most likely level; with `middle` so does the
+            layer that changed, and what is above it adds nothing.
         temperature: 0 takes main's most likely code; above, main's codes are sampled. Sampling is granularity
             `layer`, rule `distance` with slack 0 (the slack table is not read), `need` T * D and not
             `expected`.

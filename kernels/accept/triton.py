@@ -279,9 +279,9 @@ def accept_kernel(
     replaced = walked & ~keeps
     end = bit_of(walked + 1)
 
-    # Layers whose codes fall back to the middle: those above the lowest accepted one that takes main's code, and above
+    # Layers whose codes fall back to the middle: those above the lowest accepted one that takes main's code, or above
     # the walk's end, if its code changes.
-    left = tl.zeros(x.shape, tl.int32)
+    lowest = tl.zeros(x.shape, tl.int32)  # its bit
     if TO_MIDDLE:
         at_end = tl.minimum(end, stop - 1)
         differs = tl.zeros(x.shape, tl.int32)
@@ -289,19 +289,19 @@ def accept_kernel(
             word = (choices[w] >> BITS if sampling else choices[w]) ^ proposals[w]
             differs = word if w == 0 else tl.where(at_end >= w * PER, word, differs)
         differs = (differs >> (at_end % PER * CHOICE)) & LEVELS
-        left = ~(replaced ^ (replaced - 1))
-        left = tl.where(inside & (differs != 0), left | ~((walked << 1) | 1), left)
+        lowest = replaced | tl.where(inside & (differs != 0), walked + 1, 0)
+        lowest &= -lowest
 
     # Select and dequantise.
     total = tl.zeros(x.shape, tl.float32)
-    before_last = total
+    before_last, before_mean = total, total
     for l in tl.static_range(stop):
         standing, chosen = proposals[l // PER], choices[l // PER]
         if sampling:  # where the walk ends main's sample, above it the most likely level as the next draft
             chosen = tl.where((((walked << 1) | 1) & (1 << l)) != 0, chosen >> BITS, chosen)
         chosen = tl.where((keeps & (1 << l)) != 0, standing, chosen)
         if TO_MIDDLE:
-            chosen = tl.where((left & (1 << l)) != 0, V // 2 << (l % PER * CHOICE), chosen)
+            chosen = tl.where((lowest & ((1 << l) - 1)) != 0, V // 2 << (l % PER * CHOICE), chosen)
         new = (chosen >> (l % PER * CHOICE)) & LEVELS
         changes = (((chosen ^ standing) >> (l % PER * CHOICE)) & LEVELS) != 0
         # The lane's codes in one store, if any of them changes.
@@ -309,6 +309,8 @@ def accept_kernel(
         tl.store(codes + l * E, new, mask=tl.max_constancy(some, PACK))
         if l == stop - 1:
             before_last = total
+        elif TO_MIDDLE and expected:
+            before_mean = tl.where(lowest == 1 << l, total, before_mean)
         total += tl.load(codebook + (l * D + d) * V + new, mask=inside if EAGER else None)
 
     unfinished = inside & (entry + 0 * x < stop)
@@ -324,6 +326,11 @@ def accept_kernel(
             mean = softmax_mean(rows + (stop - 1) * stride_l, stride_v, read, levels + d * V, V)
         stood = (replaced == 0) | (granularity == "all")
         total = tl.where((reach + 0 * x >= stop) & stood, before_last + mean, total)
+        if TO_MIDDLE:
+            by_mean = (lowest & below_bit(stop - 1)) != 0
+            l = tl.where(by_mean, bit_of(lowest), 0)
+            mean = softmax_mean(rows + l * stride_l, stride_v, inside & by_mean, codebook + (l * D + d) * V, V)
+            total = tl.where(by_mean, before_mean + mean, total)
     latents_at = latents + b * E + e
     total = tl.where(unfinished, total, tl.load(latents_at, mask=inside & ~unfinished, other=0.0))
     if granularity == "element":

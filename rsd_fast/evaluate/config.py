@@ -26,7 +26,7 @@ class DecodeSettings:
     """Which draft model of the checkpoint proposes (modes rsd, conditioned and draft)."""
     rule: str | None = None
     """When a drafted code may stand: exact, distance(LEVELS) or typical(TAU). Default of this and the next three: what
-    the checkpoint recommends (acceptance.json), otherwise typical(0.1), element, 0.95, main."""
+    the checkpoint recommends (acceptance.json), otherwise exact, layer, 0.75, main."""
     granularity: Literal["element", "layer"] | None = None
     """Accept element by element (partial acceptance), or whole layers."""
     theta: float | None = None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.cuda_driver import Driver
-from rsd_fast.acceptance import Acceptance, lossless
+from rsd_fast.acceptance import Acceptance, lossless, typical
 from rsd_fast.decoding import ChunkDecoder
 from rsd_fast.engine import RSDInferenceEngine
 from rsd_fast.models.checkpoints import load_policy
@@ -109,8 +109,9 @@ def test_ten_thousand_drafts_decode_to_the_codes_of_sequential_decoding(runtime)
 
 @pytest.mark.parametrize("mode", ["sequential", "rsd", "jacobi", "parallel"])
 @pytest.mark.parametrize("batch", [1, 5])
-def test_all_loops_give_the_same_bits(mode, batch):
-    made = make_round(mode, Acceptance(), batch)
+@pytest.mark.parametrize("acceptance", [Acceptance(), Acceptance(typical(0.1), "element", 0.95)])
+def test_all_loops_give_the_same_bits(mode, batch, acceptance):
+    made = make_round(mode, acceptance, batch)
     generator = torch.Generator().manual_seed(1)
     with torch.inference_mode():
         loops = {runtime: make_loop(runtime, made.stages()) for runtime in RUNTIMES}

@@ -231,7 +231,7 @@ def _loop_sample(case: Case, after: Case, b: int) -> None:
         agree[key] = agree[key] and key[0] < drafted
 
     kept = [0] * layers
-    changed, left = set(), set()
+    changed, left = set(), {}
 
     def put(l: int, t: int, d: int, code: int, walks: bool = False) -> None:
         if (t, d) in left:
@@ -240,7 +240,7 @@ def _loop_sample(case: Case, after: Case, b: int) -> None:
             if l < stop - 1:
                 changed.add((t, d))
             if walks and params.redraft == "middle":
-                left.add((t, d))
+                left.setdefault((t, d), l)
         state.codes[b, l, t, d] = code
 
     frontier = {e: int(entry.frontier[(b, *e)]) for e in elements}
@@ -282,11 +282,12 @@ def _loop_sample(case: Case, after: Case, b: int) -> None:
             continue
         values = [F(case.codebook[l, d, int(state.codes[b, l, t, d])]) for l in range(stop)]
         stood = (t, d) not in changed or params.granularity == "all"
-        if params.expected and frontier[t, d] >= stop and stood:
-            top = max(x[stop - 1, t, d])
-            weights = [1.0 if v == top else math.exp(float(v) - float(top)) for v in x[stop - 1, t, d]]
-            mean = sum(w * float(case.codebook[stop - 1, d, v]) for v, w in enumerate(weights))
-            values[-1] = F(mean / sum(weights))
+        by_mean = stop - 1 if frontier[t, d] >= stop and stood else left.get((t, d), stop)
+        if params.expected and by_mean < stop and (stood or by_mean < stop - 1):
+            top = max(x[by_mean, t, d])
+            weights = [1.0 if v == top else math.exp(float(v) - float(top)) for v in x[by_mean, t, d]]
+            mean = sum(w * float(case.codebook[by_mean, d, v]) for v, w in enumerate(weights))
+            values = [*values[:by_mean], F(mean / sum(weights))]
         total = F(0)
         for value in values:
             total = F(total + value)

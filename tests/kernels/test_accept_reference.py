@@ -135,8 +135,22 @@ def test_the_expected_last_digit_only_where_the_layers_below_stood():
     assert stood.state.codes[0, 2].tolist() == [[0, 0]]
     layer = replace(case, params=replace(case.params, granularity="layer", need=1))
     layer.state.codes[0, 1, 0, 1] = 4  # corrected in this pass: main's last digit was about another code
-    corrected = layer.run("reference")
-    assert corrected.state.latents.flatten().tolist() == pytest.approx([1.215, 1.22])
+    corrected = replace(layer, params=replace(layer.params, redraft="main")).run("reference")
+    assert corrected.state.latents.flatten().tolist() == pytest.approx([1.215, 1.2])
+
+
+@pytest.mark.parametrize("granularity", ["element", "layer"])
+def test_a_code_that_changed_is_read_as_a_mean_and_the_middle_above_it_adds_nothing(granularity):
+    params = replace(GREEDY, granularity=granularity, need=1, expected=True)
+    case = toy_case([[1, 1], [2, 2], [2, 2]], [[1, 1], [2, 4]], params)
+    case.logits[0, 1] = torch.tensor([-torch.inf, -torch.inf, 0.1, 0.1, 0.0])
+    weights = torch.tensor([0.1, 0.1, 0.0]).softmax(0)
+    after = case.run("reference")
+    assert after.state.codes[0, :, 0, 1].tolist() == [1, 2, 2]
+    mean = float(weights @ torch.tensor([0.2, 0.3, 0.4]))
+    assert after.state.latents.flatten().tolist()[1] == pytest.approx(1 + mean)
+    assert after.state.latents.flatten().tolist()[0] == pytest.approx(1.22, abs=0.02)
+    assert after.state.finished.tolist() == [1]
 
 
 @given(cases(dtypes=(torch.float32, torch.bfloat16, torch.float16)))

@@ -26,7 +26,6 @@ BUILDS = [
     (SHIPPED[1], "element expected", "bf16"),
     (SHIPPED[1], "all expected", "bf16"),
     (replace(SHIPPED[1], redraft="middle"), "layer", "bf16"),
-    (replace(SHIPPED[1], redraft="middle"), "element expected", "bf16"),
 ]
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsd_fast.acceptance import Acceptance, lossless
+from rsd_fast.acceptance import Acceptance, lossless, typical
 from rsd_fast.decoding import ChunkDecoder
 from rsd_fast.kernels import cuda
 from rsd_fast.kernels.accept import RoundState
@@ -114,7 +114,7 @@ class ToyRound:
 
 
 @given(
-    st.sampled_from([Acceptance(), lossless(), Acceptance(granularity="layer", theta=0.7)]),
+    st.sampled_from([Acceptance(), lossless(), Acceptance(typical(0.1), "element", 0.95)]),
     st.sampled_from(["sequential", "rsd", "jacobi", "parallel"]),
     st.integers(1, 9),
     st.integers(0, 1 << 20),

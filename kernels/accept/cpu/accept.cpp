@@ -53,7 +53,9 @@ constexpr int64_t kSteps = 8;  // of the action decoder at once: a vector regist
 struct Scratch {
   std::vector<float> x;        // [V, E] logits of the layer at hand
   std::vector<float> top;      // [E] their maximum
-  std::vector<int32_t> greedy, choice, agree, walking, changed, left, entry;  // [E]
+  std::vector<int32_t> greedy, choice, agree, walking, changed, entry;  // [E]
+  std::vector<int32_t> left;   // [E] the layer above which codes fall back to the middle; `stop` for none
+  std::vector<float> mean;     // [E] its softmax mean, if that is read
   std::vector<float> row;      // two of [V] (weights, residual) or three of [E] (mean, sum, latents)
   std::vector<float> steps;    // [D + H + A, kSteps] of the action decoder
 
@@ -61,6 +63,7 @@ struct Scratch {
     const size_t e = size_t(a.T * a.D);
     x.resize(size_t(a.V) * e);
     top.resize(e);
+    mean.resize(e);
     for (auto* buffer : {&greedy, &choice, &agree, &walking, &changed, &left, &entry}) buffer->resize(e);
     row.resize(std::max(3 * e, 2 * size_t(a.V)));
     steps.resize(size_t(kSteps * (a.D + a.H + a.A)));
@@ -211,13 +214,13 @@ RSD_VECTOR int64_t select_layer(const Args& a, int64_t l, bool proposed, int32_t
     const int32_t stands = accepted & (agrees | (keep_draft & int32_t(uint32_t(code) < levels)));
     const int32_t final_code = stands ? code : own;
     const int32_t open_code = walks ? final_code : likely;  // above the frontier: the next draft
-    const int32_t take = left[e] ? middle : open ? open_code : code;
+    const int32_t take = left[e] < layer ? middle : open ? open_code : code;
     const int32_t changes = int32_t(take != code);
     held += walks & stands;
     walking[e] = open ? walks & accepted : was;
     frontier[e] = walks ? reached : at;
     changed[e] |= below_last & changes;
-    left[e] |= to_middle & walks & changes;  // the cell that the codes above refine
+    left[e] = to_middle & walks & changes & int32_t(left[e] > layer) ? layer : left[e];
     codes[e] = take;
   }
   return held;
@@ -244,6 +247,15 @@ RSD_VECTOR void softmax_mean(int64_t V, int64_t T, int64_t D, float* x, const fl
   for (int64_t e = 0; e < E; ++e) mean[e] /= sum[e];
 }
 
+// The softmax means of layer l, whose logits x holds, where the codes above it fall back to the middle. Overwrites x.
+void keep_means(const Args& a, int64_t l, Scratch& s) {
+  if (std::find(s.left.begin(), s.left.end(), int32_t(l)) == s.left.end()) return;
+  const int64_t E = a.T * a.D;
+  float *mean = s.row.data(), *sum = mean + E;
+  softmax_mean(a.V, a.T, a.D, s.x.data(), s.top.data(), a.codebook + l * a.D * a.V, mean, sum);
+  for (int64_t e = 0; e < E; ++e) s.mean[e] = s.left[e] == l ? mean[e] : s.mean[e];
+}
+
 // Latents of the elements that were not final at entry: what their layers stand for, added in the order of the layers.
 RSD_VECTOR void dequantise(const Args& a, const int32_t* codes, const int32_t* frontier, float* latents, Scratch& s) {
   const int64_t E = a.T * a.D, last = a.stop - 1;
@@ -251,11 +263,13 @@ RSD_VECTOR void dequantise(const Args& a, const int32_t* codes, const int32_t* f
   const auto value = [&](int64_t l, int64_t e, int64_t d) {
     return a.codebook[(l * a.D + d) * a.V + nearest_level(a, codes[l * E + e])];
   };
+  const bool by_mean = a.expected && a.redraft == kMiddle && a.granularity != kAll;
   if (a.expected) {  // x holds layer stop - 1
     softmax_mean(a.V, a.T, a.D, s.x.data(), s.top.data(), a.codebook + last * a.D * a.V, mean, sum);
   }
   std::fill(z, z + E, 0.0f);
   for (int64_t l = 0; l < last; ++l) {
+    for (int64_t e = 0; e < E; ++e) s.mean[e] += s.left[e] == l ? z[e] : 0.0f;
     for (int64_t begin = 0; begin < E; begin += a.D) {
       for (int64_t d = 0; d < a.D; ++d) z[begin + d] += value(l, begin + d, d);
     }
@@ -263,7 +277,7 @@ RSD_VECTOR void dequantise(const Args& a, const int32_t* codes, const int32_t* f
   for (int64_t e = 0, d = 0; e < E; ++e, d = d + 1 == a.D ? 0 : d + 1) {
     if (s.entry[e] >= a.stop) continue;
     const bool blend = a.expected && frontier[e] >= a.stop && (a.granularity == kAll || !s.changed[e]);
-    latents[e] = z[e] + (blend ? mean[e] : value(last, e, d));
+    latents[e] = by_mean && s.left[e] < last ? s.mean[e] : z[e] + (blend ? mean[e] : value(last, e, d));
   }
 }
 
@@ -331,7 +345,7 @@ void accept_sample(const Args& a, int64_t b, Scratch& s) {
   std::copy(frontier, frontier + E, s.entry.begin());
   std::fill(s.walking.begin(), s.walking.end(), 1);
   std::fill(s.changed.begin(), s.changed.end(), 0);
-  std::fill(s.left.begin(), s.left.end(), 0);
+  std::fill(s.left.begin(), s.left.end(), int32_t(a.stop));
   if (first) {
     std::fill(a.agreed + b * a.L, a.agreed + (b + 1) * a.L, -1);
     std::fill(a.kept + b * a.L, a.kept + (b + 1) * a.L, -1);
@@ -350,6 +364,7 @@ void accept_sample(const Args& a, int64_t b, Scratch& s) {
       compare(a, l, codes + l * E, s);
     }
     const int64_t held = select_layer(a, l, proposed, codes + l * E, frontier, s);
+    if (a.expected && l < a.stop - 1) keep_means(a, l, s);
     if (first && proposed) {
       a.agreed[b * a.L + l] = int32_t(count(s.agree));
       a.kept[b * a.L + l] = int32_t(held);
