@@ -281,7 +281,7 @@ def accept_kernel(
 
     # Layers whose codes fall back to the middle: those above the lowest accepted one that takes main's code, or above
     # the walk's end, if its code changes.
-    lowest = tl.zeros(x.shape, tl.int32)  # its bit
+    left = tl.zeros(x.shape, tl.int32)
     if TO_MIDDLE:
         at_end = tl.minimum(end, stop - 1)
         differs = tl.zeros(x.shape, tl.int32)
@@ -289,8 +289,9 @@ def accept_kernel(
             word = (choices[w] >> BITS if sampling else choices[w]) ^ proposals[w]
             differs = word if w == 0 else tl.where(at_end >= w * PER, word, differs)
         differs = (differs >> (at_end % PER * CHOICE)) & LEVELS
-        lowest = replaced | tl.where(inside & (differs != 0), walked + 1, 0)
-        lowest &= -lowest
+        left = ~(replaced ^ (replaced - 1))
+        left = tl.where(inside & (differs != 0), left | ~((walked << 1) | 1), left)
+    lowest = ~left ^ (~left >> 1)  # the bit of the layer below them
 
     # Select and dequantise.
     total = tl.zeros(x.shape, tl.float32)
@@ -301,7 +302,7 @@ def accept_kernel(
             chosen = tl.where((((walked << 1) | 1) & (1 << l)) != 0, chosen >> BITS, chosen)
         chosen = tl.where((keeps & (1 << l)) != 0, standing, chosen)
         if TO_MIDDLE:
-            chosen = tl.where((lowest & ((1 << l) - 1)) != 0, V // 2 << (l % PER * CHOICE), chosen)
+            chosen = tl.where((left & (1 << l)) != 0, V // 2 << (l % PER * CHOICE), chosen)
         new = (chosen >> (l % PER * CHOICE)) & LEVELS
         changes = (((chosen ^ standing) >> (l % PER * CHOICE)) & LEVELS) != 0
         # The lane's codes in one store, if any of them changes.
