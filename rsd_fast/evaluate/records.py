@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -177,7 +177,7 @@ class Records:
                 place = places.setdefault(row.policy, row.settings["checkpoint"])
                 if place != row.settings["checkpoint"]:
                     row = replace(row, settings={**row.settings, "checkpoint": place})
-            compared = {name: value for name, value in row.settings.items() if name not in may_differ}
+            compared = {name: value for name, value in relevant(row.settings).items() if name not in may_differ}
             if settings.setdefault((row.suite, row.mode), compared) != compared:
                 merged.check_settings(row.mode, row.settings, row.suite)
             first = firsts.setdefault(row.mode, row)
@@ -223,13 +223,17 @@ class Records:
         return key in self.rows and self.rows[key].outcome != "error"
 
     def check_settings(self, mode: str, settings: dict[str, Any], suite: str | None = None) -> None:
-        """Raises ValueError if rows of `mode` (and of `suite`, if given) were made with other settings than these."""
+        """Raises ValueError if rows of `mode` (and of `suite`, if given) were made with other settings than these.
+
+        Settings that mean nothing to the mode, as `theta` to `sequential`, do not matter.
+        """
         for row in self.rows.values():
-            if row.mode != mode or row.settings == settings or suite not in (None, row.suite):
+            then, this = relevant(row.settings), relevant(settings)
+            if row.mode != mode or then == this or suite not in (None, row.suite):
                 continue
-            names = sorted(name for name in {*row.settings, *settings} if row.settings.get(name) != settings.get(name))
-            was = ", ".join(f"{name} {row.settings.get(name)!r}" for name in names)
-            now = ", ".join(f"{name} {settings.get(name)!r}" for name in names)
+            names = sorted(name for name in {*then, *this} if then.get(name) != this.get(name))
+            was = ", ".join(f"{name} {then.get(name)!r}" for name in names)
+            now = ", ".join(f"{name} {this.get(name)!r}" for name in names)
             raise ValueError(
                 f"{self.folder} has episodes of mode {mode!r} with {was}, now got {now}; choose another --out, or "
                 "delete that folder"
@@ -260,6 +264,13 @@ def read_rows(folder: Path) -> list[EpisodeRow]:
     if not records.exist:
         raise FileNotFoundError(f"no {records.file}: expected a folder that `rsd-fast eval --out` wrote")
     return list(records.rows.values())
+
+
+def relevant(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without those of decoding that mean nothing to their mode; all of them where no mode is named."""
+    mode = settings.get("mode")
+    idle = {name for own in MATTERS.values() for name in own} - set(MATTERS[mode]) if mode in MATTERS else set()
+    return {name: value for name, value in settings.items() if name not in idle}
 
 
 def _told(settings: Sequence[tuple[str, Any]]) -> str:

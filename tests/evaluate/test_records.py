@@ -10,6 +10,7 @@ import pytest
 from rsd_fast.evaluate.records import EpisodeRow, Records, mode_order, passes_trace, read_rows, write_header
 
 MakeRow = Callable[..., EpisodeRow]
+RULES = (("exact", 0.75), ("typical(0.1)", 0.9))
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path, make_row: MakeRow) -> None:
@@ -80,6 +81,16 @@ def test_rows_of_other_settings_are_refused_and_the_difference_is_named(tmp_path
     records.check_settings("rsd", {"batch": 7})  # another mode may differ
     with pytest.raises(ValueError, match=r"with batch 1, now got batch 8; choose another --out"):
         records.check_settings("sequential", {**row.settings, "batch": 8})
+
+
+def test_settings_that_mean_nothing_to_a_mode_do_not_matter(tmp_path: Path, make_row: MakeRow) -> None:
+    before, now = ({**make_row().settings, "rule": rule, "theta": theta} for rule, theta in RULES)
+    records = Records.open(tmp_path)
+    records.add(make_row(settings={**before, "mode": "sequential"}))
+    records.check_settings("sequential", {**now, "mode": "sequential"})
+    records.add(make_row(mode="rsd", settings={**before, "mode": "rsd"}))
+    with pytest.raises(ValueError, match=r"with rule 'exact', theta 0.75, now got rule 'typical\(0.1\)', theta 0.9;"):
+        records.check_settings("rsd", {**now, "mode": "rsd"})
 
 
 def test_shards_are_merged_and_an_error_never_replaces_a_result(tmp_path: Path, make_row: MakeRow) -> None:
