@@ -97,7 +97,8 @@ class Acceptance:
         granularity: `element`: every element walks up alone (partial acceptance); `layer`: whole layers.
         theta: share of elements that must agree (`layer`) or be final (`element`).
         keep: what disagreeing elements of an accepted layer take (`layer` only).
-        expected_last: at the last layer take the softmax mean over the levels instead of the most likely level.
+        expected_last: at the last layer take the softmax mean over the levels instead of the most likely level; where
+            codes fall back to the middle also at the one that changed (see `accept_`'s reference).
         temperature: 0 decodes greedily; above, codes are distributed as main's own samples.
     """
 

@@ -269,7 +269,7 @@ RSD_VECTOR void dequantise(const Args& a, const int32_t* codes, const int32_t* f
   }
   std::fill(z, z + E, 0.0f);
   for (int64_t l = 0; l < last; ++l) {
-    for (int64_t e = 0; e < E; ++e) s.mean[e] += s.left[e] == l ? z[e] : 0.0f;
+    for (int64_t e = 0; by_mean && e < E; ++e) s.mean[e] += s.left[e] == l ? z[e] : 0.0f;
     for (int64_t begin = 0; begin < E; begin += a.D) {
       for (int64_t d = 0; d < a.D; ++d) z[begin + d] += value(l, begin + d, d);
     }
