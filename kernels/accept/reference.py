@@ -88,7 +88,8 @@ def accept_reference_(
     new = torch.where(accepted & ~stands, choice, codes)
     new = torch.where((layer >= walked[:, None]) & (layer < frontier[:, None]), choice, new)
     new = torch.where((layer >= frontier[:, None]) & (layer < stop), greedy, new)
-    if params.redraft == "middle" and params.granularity != "all":
+    to_middle = params.redraft == "middle" and params.granularity != "all"
+    if to_middle:
         changed = (new != codes) & (layer < frontier[:, None])
         left = above(changed)
         new = torch.where(left & (layer < stop), x.shape[-1] // 2, new)
@@ -101,7 +102,7 @@ def accept_reference_(
         stood = (new == codes)[:, : stop - 1].all(1) | (params.granularity == "all")
         mean = dequantise(new, codebook, stop - 1) + softmax_mean(x[:, stop - 1], codebook[stop - 1])
         latents = torch.where((frontier >= stop) & stood, mean, latents)
-        if params.redraft == "middle" and params.granularity != "all":
+        if to_middle:
             for l in range(stop - 1):
                 mean = dequantise(new, codebook, l) + softmax_mean(x[:, l], codebook[l])
                 latents = torch.where(changed[:, l] & ~left[:, l], mean, latents)

@@ -31,6 +31,7 @@ MATTERS: dict[str, tuple[str, ...]] = {
     "regression": (),
     "draft": ("draft", *_READ_OUT),
 }
+_IDLE = {mode: {name for every in MATTERS.values() for name in every} - set(own) for mode, own in MATTERS.items()}
 
 
 @dataclass(frozen=True)
@@ -227,9 +228,9 @@ class Records:
 
         Settings that mean nothing to the mode, as `theta` to `sequential`, do not matter.
         """
+        this = relevant(settings)
         for row in self.rows.values():
-            then, this = relevant(row.settings), relevant(settings)
-            if row.mode != mode or then == this or suite not in (None, row.suite):
+            if row.mode != mode or suite not in (None, row.suite) or (then := relevant(row.settings)) == this:
                 continue
             names = sorted(name for name in {*then, *this} if then.get(name) != this.get(name))
             was = ", ".join(f"{name} {then.get(name)!r}" for name in names)
@@ -268,8 +269,7 @@ def read_rows(folder: Path) -> list[EpisodeRow]:
 
 def relevant(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings without those of decoding that mean nothing to their mode; all of them where no mode is named."""
-    mode = settings.get("mode")
-    idle = {name for own in MATTERS.values() for name in own} - set(MATTERS[mode]) if mode in MATTERS else set()
+    idle = _IDLE.get(settings.get("mode", ""), ())
     return {name: value for name, value in settings.items() if name not in idle}
 
 

@@ -127,15 +127,15 @@ def target(policy: Policy) -> str:
 
 def _by_device(policy: Policy, mode: str) -> list[str]:
     """A mode's pairs with the baseline on each device and on all of them; nothing where one device has all."""
-    groups = {device: group for device, own in policy.by_device.items() if (group := own.group(mode)) and group.paired}
-    tests = {device: group.paired for device, group in groups.items() if group.paired and group.paired.pairs}
+    tests, rows = [], []
+    for device, own in policy.by_device.items():
+        group = own.group(mode)
+        if group and group.paired and group.paired.pairs:
+            tests.append(group.paired)
+            rows.append({"device": device} | _paired_cells(mode, own.baseline, group.paired, group.passes))
     if len(tests) < 2:
         return []
-    every = together(list(tests.values()))
-    rows = [
-        {"device": device} | _paired_cells(mode, every.baseline, test, groups[device].passes)
-        for device, test in tests.items()
-    ]
+    every = together(tests)
     rows.append({"device": "together"} | _paired_cells(mode, every.baseline, every, None))
     told = "An episode that several devices have played is one pair above, and one of each here:"
     return [told, tables.markdown(rows)]

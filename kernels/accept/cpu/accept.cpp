@@ -263,13 +263,12 @@ RSD_VECTOR void dequantise(const Args& a, const int32_t* codes, const int32_t* f
   const auto value = [&](int64_t l, int64_t e, int64_t d) {
     return a.codebook[(l * a.D + d) * a.V + nearest_level(a, codes[l * E + e])];
   };
-  const bool by_mean = a.expected && a.redraft == kMiddle && a.granularity != kAll;
   if (a.expected) {  // x holds layer stop - 1
     softmax_mean(a.V, a.T, a.D, s.x.data(), s.top.data(), a.codebook + last * a.D * a.V, mean, sum);
   }
   std::fill(z, z + E, 0.0f);
   for (int64_t l = 0; l < last; ++l) {
-    for (int64_t e = 0; by_mean && e < E; ++e) s.mean[e] += s.left[e] == l ? z[e] : 0.0f;
+    for (int64_t e = 0; a.expected && e < E; ++e) s.mean[e] += s.left[e] == l ? z[e] : 0.0f;
     for (int64_t begin = 0; begin < E; begin += a.D) {
       for (int64_t d = 0; d < a.D; ++d) z[begin + d] += value(l, begin + d, d);
     }
@@ -277,7 +276,7 @@ RSD_VECTOR void dequantise(const Args& a, const int32_t* codes, const int32_t* f
   for (int64_t e = 0, d = 0; e < E; ++e, d = d + 1 == a.D ? 0 : d + 1) {
     if (s.entry[e] >= a.stop) continue;
     const bool blend = a.expected && frontier[e] >= a.stop && (a.granularity == kAll || !s.changed[e]);
-    latents[e] = by_mean && s.left[e] < last ? s.mean[e] : z[e] + (blend ? mean[e] : value(last, e, d));
+    latents[e] = a.expected && s.left[e] < last ? s.mean[e] : z[e] + (blend ? mean[e] : value(last, e, d));
   }
 }
 
