@@ -48,7 +48,7 @@ OWN_LOGITS_FROM = 4096
 COMPILED = {1: ("graph", "reduce-overhead"), 4096: ("graph",)}  # batch: how torch.compile is timed
 ACTIONS, HIDDEN = 7, 64
 SHORT, LONG = (1, 64), (4096, 65536)
-CANDIDATES = {  # of `Launch`: samples, pack, eager, warps, unroll, and hold if not False
+CANDIDATES = {  # of `Launch`: samples, pack, eager, warps, unroll, and hold and late if not False
     ("L8 T8 D16 V7", SHORT): (
         *((1, 1, True, 4, 8), (1, 1, True, 4, 1), (1, 1, False, 4, 1)),
         *((1, 2, True, 2, 8), (1, 4, True, 1, 8)),
@@ -57,6 +57,7 @@ CANDIDATES = {  # of `Launch`: samples, pack, eager, warps, unroll, and hold if 
         *((1, 1, False, 4, 1), (1, 4, False, 1, 2), (1, 4, False, 1, 4), (2, 4, False, 2, 2), (4, 4, False, 4, 2)),
         *((1, 4, True, 1, 2), (1, 4, True, 1, 4), (1, 4, True, 1, 8), (2, 4, True, 2, 2), (2, 4, True, 2, 4)),
         *((4, 4, True, 4, 2), (4, 4, True, 4, 4), (8, 4, True, 8, 2), (1, 2, True, 2, 2), (4, 4, True, 4, 2, True)),
+        (4, 4, True, 4, 2, False, True),
     ),
     ("L3 T8 D7 V5", SHORT): ((1, 1, True, 2, 3), (1, 1, False, 2, 1), (1, 2, True, 1, 3)),
     ("L3 T8 D7 V5", LONG): (
@@ -345,7 +346,7 @@ def sweep(name: str, batch: int, work: Work, copy: float) -> list[dict]:
         except Exception as error:  # the other candidates still count
             note = f"failed: {type(error).__name__}: {str(error)[:200]}"
         label = "{}, pack {}, eager {}, warps {}, unroll {}".format(*candidate)
-        label += ", hold" * launch.hold + " *" * (launch == chosen)
+        label += ", hold" * launch.hold + ", late" * launch.late + " *" * (launch == chosen)
         rows.append(row(name, batch, label, moved, copy, us, note))
     return rows
 

@@ -27,7 +27,7 @@ from .accept.triton_launch import Launch, constants, largest_pack, launch_choice
 
 CAPABILITIES = (80, 90)
 SHARED_LIMIT = 163 * 1024  # bytes a block may have on an A100 (sm_80); an H100 has more
-BATCHES = (1, 4096)  # a latency and a throughput launch
+BATCHES = (1, 4096, 65536)  # a launch for latency, and two for throughput
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Of other ops; each has a `report` of its own.
 MORE_CHECKS = ("rsd_fast.kernels.transformer.compile_check", "rsd_fast.kernels.vision.compile_check")

@@ -163,6 +163,7 @@ def accept_kernel(
     EAGER: tl.constexpr,
     UNROLL: tl.constexpr,
     HOLD: tl.constexpr,
+    LATE: tl.constexpr,
 ):
     """One pass of `BLOCK_B` samples. Needs `stop` <= L <= 16, and everything but the logits contiguous."""
     E: tl.constexpr = T * D
@@ -210,7 +211,8 @@ def accept_kernel(
         words = logits.to(tl.pointer_type(WORD)) + lane_b * (stride_b // PACK) + lane * V
     else:
         words = rows
-    if EAGER and H > 0 and actions is not None:
+    WEIGHTS_FIRST: tl.constexpr = EAGER and not LATE
+    if WEIGHTS_FIRST and H > 0 and actions is not None:
         inner, outer = load_matrix(w1, H, D, H_PAD, D_PAD), load_matrix(w2, A, H, A_PAD, H_PAD)
         bias, last_bias = load_vector(b1, H, H_PAD), load_vector(b2, A, A_PAD)
         scale, shift = load_vector(gain, A, A_PAD), load_vector(offset, A, A_PAD)
@@ -358,7 +360,7 @@ def accept_kernel(
     if actions is not None:  # noqa: SIM102 -- decided when compiling
         if any_of(ends) != 0:
             if H > 0:
-                if not EAGER:
+                if not WEIGHTS_FIRST:
                     inner, outer = load_matrix(w1, H, D, H_PAD, D_PAD), load_matrix(w2, A, H, A_PAD, H_PAD)
                     bias, last_bias = load_vector(b1, H, H_PAD), load_vector(b2, A, A_PAD)
                     scale, shift = load_vector(gain, A, A_PAD), load_vector(offset, A, A_PAD)

@@ -14,6 +14,7 @@ from .state import AcceptParams
 PACKED_LEVELS = 16  # a lane holds as many words as there are levels; with more it reads level by level
 EAGER_LOGITS = 128  # of an element: what a lane can hold before it uses any
 EAGER_BATCH = 512  # samples that run at once, four on each multiprocessor: the chain of latencies is the time
+LATE_BATCH = 16384  # programs wait for one another, so a latency more costs nothing; measured at 4096 and 65536 only
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Launch:
         warps: of a program.
         unroll: layers that are read and compared side by side.
         hold: whether the L1 cache is asked to keep logits until a lane has read all its words.
+        late: whether the decoder's weights are read where they are used, though `eager`: they take no room while
+            logits are read, but add a latency.
     """
 
     samples: int
@@ -37,6 +40,7 @@ class Launch:
     warps: int
     unroll: int
     hold: bool = False
+    late: bool = False
 
 
 def launch_choice(batch: int, shape: Sequence[int], largest: int) -> Launch:
@@ -55,7 +59,8 @@ def launch_choice(batch: int, shape: Sequence[int], largest: int) -> Launch:
     # The fastest of a sweep on an H200 (bench/results) that spill on no architecture.
     samples = 8 if lanes <= 16 else 4 if lanes == 32 else 1
     few = layers <= 4
-    return Launch(samples, largest, eager, warps_for(samples * lanes), layers if few else 2, hold=few)
+    unroll = layers if few else 2
+    return Launch(samples, largest, eager, warps_for(samples * lanes), unroll, hold=few, late=batch >= LATE_BATCH)
 
 
 def warps_for(lanes: int) -> int:
@@ -118,6 +123,7 @@ def constants(
         "EAGER": launch.eager,
         "UNROLL": launch.unroll,
         "HOLD": launch.hold,
+        "LATE": launch.late,
         "num_warps": launch.warps,
     }
 

@@ -117,14 +117,14 @@ def test_nothing_is_written_beside_the_buffers(granularity):
     assert_same(replace(case, state=state, actions=actions), case.run("reference"))
 
 
-LAUNCHES = {  # samples, pack, eager, warps, unroll
+LAUNCHES = {  # samples, pack, eager, warps, unroll, and hold and late if not False
     (3, 8, 7, 5): (
         *((1, 1, True, 2, 3), (1, 1, False, 2, 1), (1, 2, True, 1, 3), (2, 2, False, 2, 3)),
         *((4, 4, False, 2, 3), (8, 4, False, 4, 1), (8, 4, True, 4, 3)),
     ),
     (8, 8, 16, 7): (
         *((1, 1, True, 4, 8), (1, 1, False, 4, 1), (1, 2, True, 2, 8), (2, 2, False, 4, 2)),
-        *((1, 4, False, 1, 2), (4, 4, False, 4, 2), (4, 4, True, 4, 1)),
+        *((1, 4, False, 1, 2), (4, 4, False, 4, 2), (4, 4, True, 4, 1), (4, 4, True, 4, 2, False, True)),
     ),
 }
 

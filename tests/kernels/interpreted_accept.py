@@ -155,6 +155,7 @@ LAUNCHES = [  # samples, pack, eager, warps, unroll
     Launch(8, 4, False, 1, 3),
     Launch(2, 2, True, 1, 1),
     Launch(4, 4, True, 1, 3),
+    Launch(4, 2, True, 1, 3, late=True),
 ]
 # B is no multiple of a program's samples; elements fill their power of two, or leave some of it.
 BLOCKED = ((5, 3, 2, 2, 5), (3, 4, 3, 4, 7), (7, 2, 2, 6, 3))

@@ -27,11 +27,12 @@ BUILDS = [
     (SHIPPED[1], "all expected", "bf16"),
     (replace(SHIPPED[1], redraft="middle"), "layer", "bf16"),
 ]
+# The launch for the largest batches differs from that for large ones only in when the decoder's weights are read.
+BUILDS_AT = [(*build, batch) for build in BUILDS for batch in (BATCHES if build[0].hidden else BATCHES[:2])]
 
 
-@pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize(("shape", "form", "dtype"), BUILDS)
+@pytest.mark.parametrize(("shape", "form", "dtype", "batch"), BUILDS_AT)
 def test_shipped_shapes_do_not_spill(shape, form, dtype, capability, batch):
     used = compile_accept(shape, form, capability, dtype, launch_of(shape, form, dtype, batch))
     assert 16 <= used.registers <= 168  # 12 warps a multiprocessor
@@ -43,7 +44,7 @@ def test_shipped_shapes_do_not_spill(shape, form, dtype, capability, batch):
 def test_the_time_of_large_batches_is_memory(capability):
     """Instructions a sample, which keep four schedulers busy for less than its bytes take at 4 TB/s on 132 SMs."""
     for shape, most in zip(SHIPPED, (500, 3300), strict=True):
-        launch = launch_of(shape, "layer", "bf16", BATCHES[1])
+        launch = launch_of(shape, "layer", "bf16", BATCHES[-1])
         used = compile_accept(shape, "layer", capability, launch=launch)
         rounds = -(-shape.layers // launch.unroll) - 1
         assert (used.instructions + rounds * used.largest_loop) * used.warps / launch.samples <= most
