@@ -121,8 +121,8 @@ class ChunkDecoder:
         if self.mode == "conditioned":
             if drafted < self.stop - 1:
                 raise ValueError(
-                    f"got a draft of {drafted} layers in mode conditioned, expected {self.stop - 1}, all below the last, "
-                    "as a draft of kind regression has"
+                    f"got a draft of {drafted} layers in mode conditioned, expected {self.stop - 1}, "
+                    "all below the last, as a draft of kind regression has"
                 )
             drafted = 0  # they stand; nothing is verified
         state.begin_(codes, drafted, self.codec.config.levels // 2)
