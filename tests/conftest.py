@@ -11,10 +11,13 @@ from torch.utils._device import _device_constructors
 settings.register_profile("rsd_fast", deadline=None)
 settings.load_profile("rsd_fast")
 
+LONG = ("_triton.py", "_compile.py")
 ALLOCATORS = ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (torch.Tensor, "new_empty"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The long files first: workers take files in turn, and one that starts last would run alone.
+    items.sort(key=lambda item: not item.path.name.endswith(LONG))
     if torch.cuda.is_available():
         return
     for item in items:
