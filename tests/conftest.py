@@ -16,7 +16,8 @@ ALLOCATORS = ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"),
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The long files first: workers take files in turn, and one that starts last would run alone.
+    # The long files first: workers take files in turn, and one that starts last would run alone. The Makefile keeps
+    # xdist from putting files of few tests last.
     items.sort(key=lambda item: not item.path.name.endswith(LONG))
     if torch.cuda.is_available():
         return
