@@ -50,8 +50,7 @@ ACTIONS, HIDDEN = 7, 64
 SHORT, LONG = (1, 64), (4096, 65536)
 CANDIDATES = {  # of `Launch`: samples, pack, eager, warps, unroll, and hold and late if not False
     ("L8 T8 D16 V7", SHORT): (
-        *((1, 1, True, 4, 8), (1, 1, True, 4, 1), (1, 1, False, 4, 1)),
-        *((1, 2, True, 2, 8), (1, 4, True, 1, 8)),
+        *((1, 1, True, 4, 8), (1, 1, True, 4, 1), (1, 1, False, 4, 1), (1, 2, True, 2, 8), (1, 4, True, 1, 8)),
     ),
     ("L8 T8 D16 V7", LONG): (
         *((1, 1, False, 4, 1), (1, 4, False, 1, 2), (1, 4, False, 1, 4), (2, 4, False, 2, 2), (4, 4, False, 4, 2)),

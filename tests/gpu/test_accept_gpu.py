@@ -144,18 +144,7 @@ def test_every_launch_gives_the_same_bits(sizes, granularity, rule, expected):
         case = random_case(params, (batch, *sizes), batch, dtype=torch.bfloat16, hidden=hidden, mid_round=batch > 1)
         wanted, case = case.run("reference"), case.to("cuda")
         for launch in LAUNCHES[sizes]:
-            after = replace(case, state=copy_state(case.state), actions=case.actions.clone())
-            accept_triton_(
-                case.logits,
-                after.state,
-                case.codebook,
-                case.slack,
-                params,
-                decoder=case.decoder,
-                actions=after.actions,
-                launch=Launch(*launch),
-            )
-            assert_same(after.to("cpu"), wanted)
+            assert_same(case.after(accept_triton_, launch=Launch(*launch)).to("cpu"), wanted)
 
 
 def test_batches_choose_launches_of_their_own():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -31,22 +32,34 @@ class Case:
 
     def run(self, backend: str) -> Case:
         """A copy of the outputs after the call; `self` keeps its own."""
-        state = copy_state(self.state)
-        actions = None if self.actions is None else self.actions.clone()
-        after = replace(self, state=state, actions=actions)
-        accept_(
+        return self.after(accept_, backend=backend)
+
+    def after(self, op: Callable[..., None], **settings: object) -> Case:
+        """The same with `accept_` or one backend's function."""
+        after = self.copy()
+        after.call(op, **settings)
+        return after
+
+    def copy(self) -> Case:
+        """With outputs of its own; the inputs are shared."""
+        return replace(
+            self, state=copy_state(self.state), actions=None if self.actions is None else self.actions.clone()
+        )
+
+    def call(self, op: Callable[..., None], **settings: object) -> None:
+        """In place, on the very tensors of the case (a copy of them would be contiguous)."""
+        op(
             self.logits,
-            state,
+            self.state,
             self.codebook,
             self.slack,
             self.params,
             uniforms=self.uniforms,
             draft_probs=self.draft_probs,
             decoder=self.decoder,
-            actions=actions,
-            backend=backend,
+            actions=self.actions,
+            **settings,
         )
-        return after
 
     def row(self, b: int) -> Case:
         """Sample b alone."""
@@ -196,9 +209,7 @@ F = np.float32
 @np.errstate(all="ignore")
 def loop_accept(case: Case) -> Case:
     """What `accept_` does, element by element in Python. Written from the description, not from the reference."""
-    after = replace(
-        case, state=copy_state(case.state), actions=None if case.actions is None else case.actions.clone()
-    )
+    after = case.copy()
     for b in range(case.logits.shape[0]):
         if int(case.state.finished[b]) == 0:
             _loop_sample(case, after, b)

@@ -10,27 +10,14 @@ import torch
 from rsd_fast.kernels.accept import RoundState
 from rsd_fast.kernels.accept.triton import accept_triton_
 from rsd_fast.kernels.accept.triton_launch import Launch, largest_pack
-from tests.kernels.accept_cases import Case, copy_state, random_case
+from tests.kernels.accept_cases import Case, random_case
 from tests.kernels.interpreted_accept import DTYPES, case_of, pytestmark, strided  # noqa: F401 -- the mark is used
 from tests.kernels.test_accept_reference import assert_same
 
 
 def launched(case: Case, launch: Launch) -> Case:
     """As `Case.run`, with a launch of one's own."""
-    after = replace(case, state=copy_state(case.state), actions=case.actions.clone())
-    accept_triton_(
-        case.logits,
-        after.state,
-        case.codebook,
-        case.slack,
-        case.params,
-        uniforms=case.uniforms,
-        draft_probs=case.draft_probs,
-        decoder=case.decoder,
-        actions=after.actions,
-        launch=launch,
-    )
-    return after
+    return case.after(accept_triton_, launch=launch)
 
 
 LAUNCHES = [  # samples, pack, eager, warps, unroll

@@ -55,27 +55,11 @@ def put(case: Case, name: str, tensor: torch.Tensor) -> Case:
     return replace(case, **{owner: replace(getattr(case, owner), **{attribute: tensor})})
 
 
-def call(case: Case, backend: str) -> None:
-    """In place, on the very tensors of the case (a copy of them would be contiguous)."""
-    accept_(
-        case.logits,
-        case.state,
-        case.codebook,
-        case.slack,
-        case.params,
-        uniforms=case.uniforms,
-        draft_probs=case.draft_probs,
-        decoder=case.decoder,
-        actions=case.actions,
-        backend=backend,
-    )
-
-
 def refuses(case: Case, error: type[Exception], message: str) -> None:
     """With every backend, before anything is written."""
     for backend in ("auto", "cpu", "reference"):
         with pytest.raises(error, match=re.escape(message)):
-            call(case, backend)
+            case.call(accept_, backend=backend)
     if case.state.passes.device.type == "cpu":
         assert not case.state.passes.any()
 
