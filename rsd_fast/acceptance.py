@@ -30,6 +30,12 @@ class Rule:
     slack: int | tuple[tuple[int, ...], ...] = 0
     log_tau: float = 0.0
 
+    def __str__(self) -> str:
+        """As `parse_rule` reads it, but for tables of distances, which it does not read."""
+        if self.kind == "typical":
+            return f"typical({math.exp(self.log_tau):.6g})"
+        return "exact" if self.slack == 0 else f"distance({self.slack})"
+
     def slack_table(self, layers: int, dims: int) -> Int[Tensor, "L D"]:
         """Levels by which a draft may differ, int32, per layer and latent dimension."""
         if isinstance(self.slack, int):

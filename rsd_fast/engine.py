@@ -49,7 +49,7 @@ class RSDInferenceEngine:
         rfsq_model: the codec.
         mode: `sequential`, `rsd`, `jacobi`, `draft`, `parallel`, `conditioned` or `regression` (see
             `rsd_fast.decoding`); the last three need a head of their own.
-        rule: `exact`, `distance(LEVELS)`, `typical(TAU)`, or a `Rule`.
+        rule: `exact`, `distance(LEVELS)`, `typical(TAU)`, or a `Rule`. Default, as of the next three: `Acceptance`'s.
         granularity: `element` (partial acceptance) or `layer`.
         theta: share of elements that must be final (`element`) or agree (`layer`).
         keep: what disagreeing elements of an accepted layer take, `main` or `draft` (`layer` only).
@@ -81,10 +81,10 @@ class RSDInferenceEngine:
         rfsq_model: RFSQCodec,
         *,
         mode: Mode = "rsd",
-        rule: str | Rule = "exact",
-        granularity: Granularity = "layer",
-        theta: float = 0.75,
-        keep: str = "main",
+        rule: str | Rule = Acceptance.rule,
+        granularity: Granularity = Acceptance.granularity,
+        theta: float = Acceptance.theta,
+        keep: str = Acceptance.keep,
         expected_last: bool | None = None,
         temperature: float = 0.0,
         stop: int | None = None,
@@ -134,7 +134,6 @@ class RSDInferenceEngine:
             backend=backend,
             layered=main_model.is_layered(head),
         )
-        self._rule_name = rule if isinstance(rule, str) else repr(rule)
         self.runtime = choose_runtime(runtime, self.device)
         self.batch_sizes = _sizes("batch_sizes", (1,) if self.batch_invariant else (1, *batch_sizes))
         longest = self.main.config.max_tokens
@@ -284,7 +283,7 @@ class RSDInferenceEngine:
         acceptance = self._decoder.acceptance
         return {
             "mode": self.mode,
-            "rule": self._rule_name,
+            "rule": str(acceptance.rule),
             "granularity": acceptance.granularity,
             "theta": acceptance.theta,
             "keep": acceptance.keep,

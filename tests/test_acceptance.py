@@ -22,6 +22,15 @@ def test_rules_parse(text, rule):
     assert parse_rule(text) == rule
 
 
+@pytest.mark.parametrize("text", ["exact", "distance(2)", "typical(0.1)", "typical(1)"])
+def test_a_rule_is_written_as_it_is_read(text):
+    assert str(parse_rule(text)) == text
+
+
+def test_a_table_of_distances_is_written_in_full():
+    assert str(distance(((0, 1), (2, 0)))) == "distance(((0, 1), (2, 0)))"
+
+
 @pytest.mark.parametrize(
     "text", ["", "nearest", "exact(1)", "distance(1.5)", "distance(-1)", "typical(0)", "typical(2)"]
 )

@@ -9,7 +9,6 @@ out=${1:?expected the folder to write to}
 episodes=${EPISODES:-64} trials=${TRIALS:-20} workers=${WORKERS:-$(($(nproc) - 1))}
 suites="libero_goal libero_spatial libero_object libero_10"
 policy=(${POLICY:+--policy "$POLICY"})
-rsd="rsd:theta=0.9" # docs/recommended.md
 
 for suite in $suites; do
     count=$episodes every=4 # neighbouring pictures tell little more
@@ -22,7 +21,7 @@ for suite in $suites; do
 done
 rsd-fast train all --config libero-nano --demos "$out/demos" --out "$out/libero-nano" --compile
 for suite in $suites; do
-    rsd-fast eval --suite "$suite" --checkpoint "$out/libero-nano" --trials "$trials" --modes sequential "$rsd" \
+    rsd-fast eval --suite "$suite" --checkpoint "$out/libero-nano" --trials "$trials" --modes sequential rsd \
         --workers "$workers" --batch 8 --out "$out/results/$suite"
 done
 rsd-fast report $(printf "$out/results/%s " $suites) --out "$out/results/all"
