@@ -62,7 +62,7 @@ CANDIDATES = {  # of `Launch`: samples, pack, eager, warps, unroll, and hold and
     ("L3 T8 D7 V5", LONG): (
         *((2, 1, False, 4, 3), (4, 4, False, 2, 3), (8, 4, False, 4, 3)),
         *((2, 4, True, 1, 3), (4, 4, True, 2, 3), (8, 4, True, 4, 3), (8, 4, True, 4, 1), (4, 2, True, 4, 3)),
-        *((8, 4, True, 4, 3, True), (4, 4, True, 2, 3, True)),
+        *((8, 4, True, 4, 3, True), (4, 4, True, 2, 3, True), (8, 4, True, 4, 3, True, True)),
     ),
 }
 
