@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import matplotlib
@@ -15,6 +16,7 @@ from .statistics import Cost, Group, Summary, front
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "*")
 FAMILY = ("draft", "granularity", "keep", "stop", "expected_last", "temperature", "replan")  # one panel each
 COLUMNS = 3
+TITLE_WIDTH = 36  # characters, of a panel's title at its size
 NAMES: dict[Cost, str] = {
     "ms_p50": "median latency of a chunk [ms]",
     "ms_mean": "mean latency of a chunk [ms]",
@@ -43,19 +45,18 @@ def draw_pareto(summary: Summary, cost: Cost) -> Figure | None:
     drafted = [g for g in groups if settings[g.mode].get("mode") == "rsd"]
     others = [g for g in groups if g not in drafted]
     varied = [name for name in FAMILY if len({str(settings[g.mode].get(name)) for g in drafted}) > 1]
-    families: dict[tuple[str, ...], list[Group]] = {}
+    families: dict[str, list[Group]] = {}
     for group in drafted:
-        key = tuple(f"{name.replace('_', ' ')} {settings[group.mode].get(name)}" for name in varied)
-        families.setdefault(key, []).append(group)
-    panels = families or {(): []}
+        families.setdefault(_title({name: settings[group.mode].get(name) for name in varied}), []).append(group)
+    panels = families or {"": []}
     columns = 2 if len(panels) == 4 else min(len(panels), COLUMNS)
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(max(4.6, 3.3 * columns), 0.9 + 2.7 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     look = _Look(drafted, others, settings)
-    for axis, (key, own) in zip(axes.flat, panels.items(), strict=False):
+    for axis, (title, own) in zip(axes.flat, panels.items(), strict=False):
         _panel(axis, own, groups, cost, look)
-        axis.set_title(", ".join(key), fontsize=9)
+        axis.set_title(title, fontsize=9)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis in axes.flat[max(0, len(panels) - columns) : len(panels)]:
@@ -67,6 +68,17 @@ def draw_pareto(summary: Summary, cost: Cost) -> Figure | None:
     handles = look.handles()
     figure.legend(handles=handles, loc="outside upper center", ncols=legend_columns(figure, handles))
     return figure
+
+
+def _title(settings: dict[str, Any]) -> str:
+    """What a panel's modes have in common, in lines that fit above it; unbroken after names."""
+    forms = {"draft": "{} draft", "granularity": "by {}", "keep": "keeps {}'s", "expected_last": "last digit {}"}
+    told = []
+    for name, value in settings.items():
+        if name == "expected_last":
+            value = "expected" if value else "argmax"
+        told.append(forms.get(name, f"{name} {{}}").format(value).replace(" ", "\u00a0"))
+    return "\n".join(textwrap.wrap(", ".join(told), TITLE_WIDTH))
 
 
 class _Look:
