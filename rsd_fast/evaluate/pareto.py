@@ -45,18 +45,19 @@ def draw_pareto(summary: Summary, cost: Cost) -> Figure | None:
     drafted = [g for g in groups if settings[g.mode].get("mode") == "rsd"]
     others = [g for g in groups if g not in drafted]
     varied = [name for name in FAMILY if len({str(settings[g.mode].get(name)) for g in drafted}) > 1]
-    families: dict[str, list[Group]] = {}
+    families: dict[tuple[Any, ...], list[Group]] = {}
     for group in drafted:
-        families.setdefault(_title({name: settings[group.mode].get(name) for name in varied}), []).append(group)
-    panels = families or {"": []}
+        families.setdefault(tuple(settings[group.mode].get(name) for name in varied), []).append(group)
+    panels = families or {(): []}
     columns = 2 if len(panels) == 4 else min(len(panels), COLUMNS)
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(max(4.6, 3.3 * columns), 0.9 + 2.7 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     look = _Look(drafted, others, settings)
-    for axis, (title, own) in zip(axes.flat, panels.items(), strict=False):
+    for axis, (values, own) in zip(axes.flat, panels.items(), strict=False):
         _panel(axis, own, groups, cost, look)
-        axis.set_title(title, fontsize=9)
+        told = [_told(name, value).replace(" ", "\u00a0") for name, value in zip(varied, values, strict=True)]
+        axis.set_title(textwrap.fill(", ".join(told), TITLE_WIDTH), fontsize=9)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis in axes.flat[max(0, len(panels) - columns) : len(panels)]:
@@ -70,15 +71,20 @@ def draw_pareto(summary: Summary, cost: Cost) -> Figure | None:
     return figure
 
 
-def _title(settings: dict[str, Any]) -> str:
-    """What a panel's modes have in common, in lines that fit above it; unbroken after names."""
-    forms = {"draft": "{} draft", "granularity": "by {}", "keep": "keeps {}'s", "expected_last": "last digit {}"}
-    told = []
-    for name, value in settings.items():
-        if name == "expected_last":
-            value = "expected" if value else "argmax"
-        told.append(forms.get(name, f"{name} {{}}").format(value).replace(" ", "\u00a0"))
-    return "\n".join(textwrap.wrap(", ".join(told), TITLE_WIDTH))
+def _told(name: str, value: object) -> str:
+    """A setting of `FAMILY` in words."""
+    match name, value:
+        case "draft", _:
+            return f"{value} draft"
+        case "granularity", _:
+            return f"by {value}"
+        case "keep", _:
+            return f"keeps {value}'s"
+        case "expected_last", True:
+            return "last digit expected"
+        case "expected_last", False:
+            return "last digit argmax"
+    return f"{name.replace('_', ' ')} {value}"
 
 
 class _Look:

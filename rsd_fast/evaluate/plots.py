@@ -211,9 +211,9 @@ def draw_alone(name: str, summary: Summary) -> Figure:
 def pretty(mode: str) -> str:
     """A mode's label for people, `rsd:draft=coarse,theta=0.5` -> `rsd coarse, \u03b8 0.5`; unbroken after names."""
     name, _, settings = mode.partition(":")
-    bare, words = ("draft", "rule", "granularity"), {"theta": "\u03b8", "expected_last": "expected\u00a0last"}
+    bare, words = ("draft", "rule", "granularity"), {"theta": "\u03b8"}
     parts = [item.partition("=") for item in filter(None, settings.split(","))]
-    told = [value if key in bare else f"{words.get(key, key)}\u00a0{value}" for key, _, value in parts]
+    told = [v if key in bare else "\u00a0".join([*words.get(key, key).split("_"), v]) for key, _, v in parts]
     return f"{name} {', '.join(told)}".rstrip()
 
 

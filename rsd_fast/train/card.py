@@ -11,6 +11,7 @@ from typing import Any
 
 import h5py
 
+from rsd_fast.acceptance import Acceptance
 from rsd_fast.train.config import AllTraining
 from rsd_fast.train.named import settings_of
 from rsd_fast.train.read import find_files
@@ -39,7 +40,8 @@ def write_card(config: AllTraining, metrics: Mapping[str, Any]) -> Path:
         "## Codec\n\nError on held-out actions after each layer.\n\n" + table(metrics["codec"]["layers"]),
         "## Accuracy by layer\n\n" + _layers_text() + "\n\n" + table(_by_layer(offline)),
         f"## Error of the action\n\n{offline['samples']} held-out chunks, physical units; greedy, RSD as the engine "
-        "verifies where a folder recommends nothing else (`exact`, layers, theta 0.75), baselines of one pass "
+        f"verifies where a folder recommends nothing else (`{Acceptance.rule}`, {Acceptance.granularity}s, "
+        f"theta {Acceptance.theta:g}), baselines of one pass "
         "from heads of their own on the same backbone. The held-out demonstrations also chose the best weights, so "
         "these errors are a little flattering.\n\n" + table(offline["table"]),
         "## Success in the simulator\n\n" + success_table(config.success),
