@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from ..progress import progress_bar
 from ..sim.experts.disturbance import Disturbance
@@ -88,7 +91,7 @@ class Recording:
 
 
 def run(config: DemosConfig) -> list[Path]:
-    """Writes `config.episodes` successful demonstrations of each task.
+    """Writes `config.episodes` successful demonstrations of each task, and says how many episodes that took.
 
     Returns:
         the files, one a task.
@@ -117,6 +120,7 @@ def run(config: DemosConfig) -> list[Path]:
         except BaseException:  # the pool would first play everything that is waiting
             pool.shutdown(cancel_futures=True)
             raise
+    print_successes({task.name: file for task, file in zip(tasks, files, strict=True) if file.exists()}, config)
     short = [recording for recording in recordings if not recording.file.exists()]
     if short:
         counts = (
@@ -124,6 +128,23 @@ def run(config: DemosConfig) -> list[Path]:
         )
         raise RuntimeError(f"{', '.join(counts)}, expected {config.episodes}; try a smaller --push than {config.push}")
     return files
+
+
+def print_successes(files: Mapping[str, Path], config: DemosConfig) -> None:
+    """How often the expert succeeds at its first try, by task: a Markdown table on stdout."""
+    table = Table(box=box.MARKDOWN)
+    table.add_column("task", overflow="fold")
+    for heading in ("succeeded", "episodes", "share"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, file in files.items():
+        seeds = read_task_file_seeds(file, config)
+        played = max(seeds) - config.seed + 1  # each that failed was replaced by the next seed
+        table.add_row(name, str(len(seeds)), str(played), f"{len(seeds) / played:.1%}")
+    console = Console()
+    if not console.is_terminal:  # a file has room for every name
+        console.width = 160
+    if files:
+        console.print(table)
 
 
 def end_on_interrupt() -> None:

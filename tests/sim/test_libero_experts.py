@@ -118,6 +118,19 @@ def test_a_scene_is_grasped_alike_whatever_the_whim(physics: Get):
     assert (axes @ axes[0]).min() > np.cos(np.deg2rad(31))  # two neighbouring directions of 24 at most
 
 
+@pytest.mark.parametrize("seed", [7000003, 7000016])  # plates near the handles of the cabinet's drawers
+def test_an_object_is_held_on_the_side_where_the_hand_has_room_at_its_goal(physics: Get, seed: int):
+    env = physics("libero_goal", 8)  # the bowl on the plate
+    env.reset(seed=seed)
+    scene = Scene(env.simulator)
+    grasp = choose_grasp(scene, "akita_black_bowl_1", scene.position("plate_1"), np.zeros(24), "plate_1")
+    assert grasp is not None
+    away = scene.position("plate_1") - scene.position("wooden_cabinet_1")
+    assert (scene.rotation("akita_black_bowl_1") @ grasp.offset) @ away > 0
+    success, commands = play(env, seed=seed)
+    assert success and len(commands) < 80
+
+
 def test_the_scene_is_read_as_libero_means_it(physics: Get):
     env = physics("libero_object", 0)
     env.reset(seed=0)

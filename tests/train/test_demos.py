@@ -190,7 +190,9 @@ def test_an_error_in_one_episode_leaves_the_others_unplayed(tmp_path: Path, monk
     assert {"cancel_futures": True} in shut
 
 
-def test_a_failed_episode_is_replaced_by_the_next_seed_once(tmp_path: Path, monkeypatch, inline: None):
+def test_a_failed_episode_is_replaced_by_the_next_seed_once_and_counted(
+    tmp_path: Path, monkeypatch, inline: None, capsys: pytest.CaptureFixture[str]
+):
     play, tried = demos.demonstrate, []
 
     def clumsy(env, make_expert, seed, *disturbed):
@@ -203,6 +205,8 @@ def test_a_failed_episode_is_replaced_by_the_next_seed_once(tmp_path: Path, monk
     with h5py.File(path) as file:
         assert [file[f"data/demo_{index}"].attrs["seed"] for index in range(2)] == [4, 6]
         assert file["data"].attrs["num_demos"] == 2
+    row = capsys.readouterr().out.strip().splitlines()[-1]
+    assert row.replace("|", " ").split() == ["Lift", "2", "4", "50.0%"]
 
 
 def test_an_expert_that_always_fails_is_an_error_that_counts(tmp_path: Path, monkeypatch, inline: None):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from .libero_scene import Points, Scene
 from .skills import Point, Rotation
@@ -80,25 +80,29 @@ class Grasp:
         return bool(np.linalg.norm(scene.position(name) - self.origin) > moved or cosine < np.cos(turned))
 
 
-def choose_grasp(scene: Scene, name: str, ahead: Point, whim: Float[np.ndarray, "N"]) -> Grasp | None:
+def choose_grasp(
+    scene: Scene, name: str, ahead: Point, whim: Float[np.ndarray, "N"], support: str | None = None
+) -> Grasp | None:
     """The cheapest grasp; None while the object is too wide whichever way one takes it.
 
     Args:
         ahead: where the object's origin will have to go.
         whim: added to the costs of as many directions, so that not all episodes are alike.
+        support: what the object is put on or into: it is in nobody's way there.
     """
-    return min(candidates(scene, name, ahead, whim), key=lambda grasp: grasp.cost, default=None)
+    return min(candidates(scene, name, ahead, whim, support), key=lambda grasp: grasp.cost, default=None)
 
 
-def candidates(scene: Scene, name: str, ahead: Point, whim: Float[np.ndarray, "N"]) -> list[Grasp]:
+def candidates(
+    scene: Scene, name: str, ahead: Point, whim: Float[np.ndarray, "N"], support: str | None = None
+) -> list[Grasp]:
     """Every grasp from above that fits between the fingers."""
     shape, own = shape_of(scene, name), scene.parts(name)
-    mine = scene.points(own)
-    others = scene.points(scene.solid & ~own & ~scene.robot, edge=6)
+    mine, others = scene.points(own), ~own & ~scene.robot
     low, high = mine.min(0), mine.max(0)
-    middle = (low + high) / 2
-    near = np.linalg.norm((others - middle)[:, :2], axis=1) < 0.22
-    others = others[near & (others[:, 2] > low[2] + 0.01)]
+    middle, way = (low + high) / 2, ahead - scene.position(name)
+    here = _around(scene, others, middle, low[2])
+    there = _around(scene, others & ~scene.parts(support) if support else others, middle + way, low[2] + way[2])
     out = scene.overhang(name)
     found = []
     for extra, angle in zip(whim, np.linspace(0, 2 * np.pi, len(whim), endpoint=False), strict=True):
@@ -120,8 +124,10 @@ def candidates(scene: Scene, name: str, ahead: Point, whim: Float[np.ndarray, "N
         for place in places:
             yaw = half_turn(angle - HOME_YAW)
             slid = abs(float((place[:2] - center) @ across))
-            cost = extra + 0.8 * abs(yaw - LEAN) + SHY * max(0.0, yaw - FAR) + _blocked(others, place, along, shape.rim)
-            cost += _awkward(scene, place) + _awkward(scene, place + ahead - scene.position(name))
+            cost = extra + 0.8 * abs(yaw - LEAN) + SHY * max(0.0, yaw - FAR)
+            cost += _awkward(scene, place) + _awkward(scene, place + way)
+            cost += _in_fingers_way(here, place, along, shape.rim)
+            cost += _in_hands_way(here, place, along) + _in_hands_way(there, place + way, along)
             cost += _handle(mine, place, along) if shape.rim else 0.0
             cost -= 0.0 if out is None else float(along @ out[:2])
             cost += 0.0 if shape.rim else 8 * slid + 30 * max(0.0, width - 0.06)
@@ -157,16 +163,34 @@ def _handle(points: Points, place: Point, along: np.ndarray) -> float:
     return float(3 * min((beyond & (points[:, 2] > place[2] - 0.01)).sum(), 3))
 
 
-def _blocked(others: Points, place: Point, along: np.ndarray, rim: bool) -> float:
-    """What stands where fingers, hand and wrist would be."""
-    aside, across = (others - place)[:, :2] @ along, (others - place)[:, :2] @ np.array([-along[1], along[0]])
-    above = others[:, 2] - place[2]
+def _around(scene: Scene, geoms: Bool[np.ndarray, "G"], middle: Point, low: float) -> Points:
+    """Points on what stands near an object's place and higher than its foot there."""
+    points = scene.points(geoms & scene.solid, edge=6)
+    near = np.linalg.norm((points - middle)[:, :2], axis=1) < 0.22
+    return points[near & (points[:, 2] > low + 0.01)]
+
+
+def _seen_from(place: Point, along: np.ndarray, points: Points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How far points are along the finger axis, across it, and above the fingertips."""
+    flat = (points - place)[:, :2]
+    return flat @ along, flat @ np.array([-along[1], along[0]]), points[:, 2] - place[2]
+
+
+def _in_fingers_way(others: Points, place: Point, along: np.ndarray, rim: bool) -> float:
+    """What stands where the open fingers would come down."""
+    aside, across, above = _seen_from(place, along, others)
     fingers = (np.abs(np.abs(aside) - FINGER) < 0.016) & (np.abs(across) < 0.016) & (above > -0.008)
     if rim:
         fingers &= aside > 0  # the other one is inside
+    return float(3 * min(fingers.sum(), 3))
+
+
+def _in_hands_way(others: Points, place: Point, along: np.ndarray) -> float:
+    """What stands where hand and wrist would be."""
+    aside, across, above = _seen_from(place, along, others)
     hand = (np.abs(aside) < HAND) & (np.abs(across) < 0.04) & (above > 0.045)
     arm = (np.abs(aside) < ARM) & (np.abs(across) < 0.06) & (above > 0.10)
-    return float(3 * min(fingers.sum(), 3) + 2 * min(hand.sum(), 5) + min(arm.sum(), 3))
+    return float(2 * min(hand.sum(), 5) + min(arm.sum(), 3))
 
 
 def _awkward(scene: Scene, place: Point) -> float:

@@ -67,7 +67,7 @@ class Place:
             return skills.release(hand, hand.rotation if self.grasp is None else self.grasp.rotation)
         held = self.is_held(hand)
         if self.grasp is None or (not held and self.grasp.is_stale(scene, thing)):
-            self.grasp = choose_grasp(scene, thing, scene.position(self.target), self.whim)
+            self.grasp = choose_grasp(scene, thing, self.resting_place(), self.whim, self.support)
         if self.grasp is None:
             return skills.release(hand, hand.rotation)
         grip, rotation = self.grasp.position(scene, thing), self.grasp.rotation
@@ -143,16 +143,23 @@ class Place:
         return skills.move(hand, keen(hand, wanted), rotation, CLOSE, 1.0 if aside > 0.02 else 0.6)
 
     def place(self, hand: Hand) -> Point:
-        """Where the object's origin is to go."""
-        scene, thing, target = self.scene, self.thing, self.scene.position(self.target)
-        below = scene.position(thing)[2] - scene.bottom(thing)
+        """Where the object's origin is to go before it is let go."""
+        scene, thing = self.scene, self.thing
         if self.support is not None and self.support.startswith("basket"):
             # Deep, but the hand stays out of it.
             reach = hand.position[2] - scene.bottom(thing)
             floor = scene.position(self.support)[2]
             bottom = max(floor + 0.03, scene.top(self.support) + 0.01 - (reach + 0.045))
-            return np.array([*scene.position(self.support)[:2], bottom + below])
-        return np.array([*target[:2], target[2] + below])
+            return np.array([*scene.position(self.support)[:2], bottom + self.below()])
+        return self.resting_place()
+
+    def resting_place(self) -> Point:
+        """Where the object's origin is when it stands on its target."""
+        return skills.above(self.scene.position(self.target), self.below())
+
+    def below(self) -> float:
+        """Height of the object's origin above its foot."""
+        return float(self.scene.position(self.thing)[2] - self.scene.bottom(self.thing))
 
     def is_placed(self) -> bool:
         """Whether the object is where it should be, so that letting go is right."""
