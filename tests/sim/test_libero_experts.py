@@ -131,6 +131,13 @@ def test_an_object_is_held_on_the_side_where_the_hand_has_room_at_its_goal(physi
     assert success and len(commands) < 80
 
 
+@pytest.mark.parametrize("seed", [7000023, 7000113])  # a plate too far for a hand that points down; a bowl by the base
+def test_the_arm_is_neither_too_short_nor_too_long(physics: Get, seed: int):
+    env = physics("libero_spatial", 0)
+    success, _ = play(env, seed=seed)
+    assert success
+
+
 def test_the_scene_is_read_as_libero_means_it(physics: Get):
     env = physics("libero_object", 0)
     env.reset(seed=0)

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import skills
 from .libero_objects import Grasp, choose_grasp
-from .libero_poses import keen
+from .libero_poses import keen, stretched, unfolded
 from .libero_scene import OPENED, ROOM, Goal, Scene
 from .skills import CLOSE, OPEN, Command, Hand, Point
 
@@ -100,7 +100,7 @@ class Place:
             self.stuck, self.back_to, self.grasp = 0, None, None
             self.whim = self.generator.uniform(0, DESPERATION, DIRECTIONS)
             return skills.release(hand, hand.rotation)
-        up = np.array([*hand.position[:2], self.back_to])
+        up = np.array([*unfolded(self.scene.base, hand.position)[:2], self.back_to])
         return skills.move(hand, up, self.grasp.rotation, OPEN)
 
     def is_held(self, hand: Hand) -> bool:
@@ -120,7 +120,8 @@ class Place:
         rotation, aside = self.grasp.rotation, float(np.linalg.norm((grip - hand.position)[:2]))
         over = max(grip[2] + self.manner.hover, self.scene.highest(hand.position, grip) + ROOM)
         if aside > 0.03 and hand.position[2] < over - 0.03:
-            return skills.move(hand, np.array([*hand.position[:2], over]), rotation, OPEN)
+            up = np.array([*unfolded(self.scene.base, hand.position)[:2], over])
+            return skills.move(hand, up, rotation, OPEN)
         height = skills.funnel(skills.misalignment(hand, grip, rotation), over - grip[2])
         if hand.gap < OPENED:
             height = max(height, 0.05)
@@ -133,12 +134,13 @@ class Place:
         if (out := scene.overhang(self.thing)) is not None:
             return skills.move(hand, hand.position + 0.03 * out + [0, 0, 0.03], self.grasp.rotation, CLOSE)
         goal = self.place(hand)
-        rotation = self.grasp.rotation
+        rotation = stretched(scene.base, hand.position + goal - at) @ self.grasp.rotation
         over = scene.highest(at, goal, leave_out=[self.thing]) + (at[2] - scene.bottom(self.thing)) + ROOM
         aside = float(np.linalg.norm((goal - at)[:2]))
         height = goal[2] + skills.funnel(aside, max(0.0, over - goal[2]), tip=ON_TARGET)
         if aside > 0.03 and at[2] < height - 0.01:
-            return skills.move(hand, skills.above(hand.position, height + 0.01 - at[2]), rotation, CLOSE)
+            up = skills.above(unfolded(scene.base, hand.position), height + 0.01 - at[2])
+            return skills.move(hand, up, rotation, CLOSE)
         wanted = hand.position + np.array([*goal[:2], height]) - at
         return skills.move(hand, keen(hand, wanted), rotation, CLOSE, 1.0 if aside > 0.02 else 0.6)
 

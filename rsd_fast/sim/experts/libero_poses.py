@@ -15,6 +15,8 @@ from .skills import OPEN, Command, Hand, Point, Rotation
 
 UP = np.array([0.0, 0.0, 1.0])
 FAR = 0.10  # of the hand before it comes near, along its own axis
+NEAREST, FARTHEST = 0.36, 0.82  # from the base of a hand that points down
+HAND_LENGTH = 0.21  # from the wrist to the fingertips
 NEAR, KEEN = 0.02, 2.0  # where commands are larger, and how much
 
 
@@ -73,3 +75,18 @@ def keen(hand: Hand, goal: Point) -> Point:
     """A point further away than a goal that is near, since friction swallows small commands."""
     gap = (goal - hand.position) * [1, 1, 0]
     return goal + (KEEN - 1) * gap if np.linalg.norm(gap) < NEAR else goal
+
+
+def stretched(base: Point, place: Point) -> Rotation:
+    """The turn of a hand that points down, so that it gets to a place too far away for that."""
+    out = (place - base) * [1, 1, 0]
+    away = float(np.linalg.norm(out))
+    angle = float(np.clip((away - FARTHEST) / HAND_LENGTH, 0.0, np.radians(40)))
+    return about(np.cross(out / away, UP), angle)
+
+
+def unfolded(base: Point, place: Point) -> Point:
+    """The place, or one farther from the base where the arm is folded so far that the hand cannot go up."""
+    out = (place - base) * [1, 1, 0]
+    away = float(np.linalg.norm(out))
+    return place + out / away * 0.03 if away < NEAREST else place
