@@ -144,7 +144,9 @@ def print_successes(files: Mapping[str, Path], config: DemosConfig) -> None:
     if not console.is_terminal:  # a file has room for every name
         console.width = 160
     if files:
-        console.print(table)
+        with console.capture() as drawn:
+            console.print(table)
+        print("\n".join(line for line in drawn.get().splitlines() if line.strip()))  # rich adds empty lines
 
 
 def end_on_interrupt() -> None:
