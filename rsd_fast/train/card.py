@@ -13,6 +13,7 @@ import h5py
 
 from rsd_fast.acceptance import Acceptance
 from rsd_fast.train.config import AllTraining
+from rsd_fast.train.markdown import table
 from rsd_fast.train.named import settings_of
 from rsd_fast.train.read import find_files
 
@@ -50,14 +51,6 @@ def write_card(config: AllTraining, metrics: Mapping[str, Any]) -> Path:
     path = config.out / "README.md"
     path.write_text("\n\n".join(sections) + "\n")
     return path
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table of flat rows; the columns are their keys, in order of appearance."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    lines = ["| " + " | ".join(name.replace("_", " ") for name in columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row.get(name, "")) for name in columns) + " |" for row in rows]
-    return "\n".join(lines)
 
 
 def success_table(path: Path | None) -> str:
@@ -214,7 +207,3 @@ def _by_layer(offline: Mapping[str, Any]) -> list[dict[str, Any]]:
         {"model": model, "measure": name.replace("_", " ")} | {f"layer {i}": value for i, value in enumerate(values)}
         for (model, name), values in measured.items()
     ]
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -29,10 +29,10 @@ from rsd_fast.train import codec as codec_training
 from rsd_fast.train import draft as draft_training
 from rsd_fast.train import main as main_training
 from rsd_fast.train.all import codec_settings, part
-from rsd_fast.train.card import table
 from rsd_fast.train.config import AllTraining, CodecComparison, DraftTraining, MainTraining
 from rsd_fast.train.dataset import DemoData, load_data, require_image_size
 from rsd_fast.train.loop import half_precision
+from rsd_fast.train.markdown import table
 from rsd_fast.train.named import named_training
 from rsd_fast.train.offline import alone_with, chunks_of, evaluate_offline, rsd_with
 from rsd_fast.train.variants import Variant, parse_variant

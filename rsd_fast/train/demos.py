@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -20,14 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from ..progress import progress_bar
 from ..sim.experts.disturbance import Disturbance
 from ..sim.suites import Observation, Task, TaskEnv, get_suite, get_task
 from .hdf5 import Demonstration, gather, read_task_file_seeds, settings, write_part
+from .markdown import table
 
 if TYPE_CHECKING:
     from .config import DemosConfig
@@ -120,7 +118,9 @@ def run(config: DemosConfig) -> list[Path]:
         except BaseException:  # the pool would first play everything that is waiting
             pool.shutdown(cancel_futures=True)
             raise
-    print_successes({task.name: file for task, file in zip(tasks, files, strict=True) if file.exists()}, config)
+    written = {task.name: file for task, file in zip(tasks, files, strict=True) if file.exists()}
+    if written:
+        print(table([first_tries(name, file, config) for name, file in written.items()]))
     short = [recording for recording in recordings if not recording.file.exists()]
     if short:
         counts = (
@@ -130,23 +130,11 @@ def run(config: DemosConfig) -> list[Path]:
     return files
 
 
-def print_successes(files: Mapping[str, Path], config: DemosConfig) -> None:
-    """How often the expert succeeds at its first try, by task: a Markdown table on stdout."""
-    table = Table(box=box.MARKDOWN)
-    table.add_column("task", overflow="fold")
-    for heading in ("succeeded", "episodes", "share"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, file in files.items():
-        seeds = read_task_file_seeds(file, config)
-        played = max(seeds) - config.seed + 1  # each that failed was replaced by the next seed
-        table.add_row(name, str(len(seeds)), str(played), f"{len(seeds) / played:.1%}")
-    console = Console()
-    if not console.is_terminal:  # a file has room for every name
-        console.width = 160
-    if files:
-        with console.capture() as drawn:
-            console.print(table)
-        print("\n".join(line for line in drawn.get().splitlines() if line.strip()))  # rich adds empty lines
+def first_tries(name: str, file: Path, config: DemosConfig) -> dict[str, str | int]:
+    """How often a task's expert succeeds at its first try: a row of the table."""
+    seeds = read_task_file_seeds(file, config)
+    played = max(seeds) - config.seed + 1  # each that failed was replaced by the next seed
+    return {"task": name, "succeeded": len(seeds), "episodes": played, "share": f"{len(seeds) / played:.1%}"}
 
 
 def end_on_interrupt() -> None:

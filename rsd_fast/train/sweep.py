@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rsd_fast.codec import CodecConfig, RFSQCodec
-from rsd_fast.train.card import table
 from rsd_fast.train.codec import reconstruction
 from rsd_fast.train.config import CodecSweep
+from rsd_fast.train.markdown import table
 from rsd_fast.train.read import find_files
 
 

@@ -19,9 +19,10 @@ from rsd_fast.models.draft import DRAFTS
 from rsd_fast.train import all as all_training
 from rsd_fast.train import codec, draft, main
 from rsd_fast.train.augment import blur_proprio, random_colour, random_shift
-from rsd_fast.train.card import command_line, commands, describe_demos, success_table, table
+from rsd_fast.train.card import command_line, commands, describe_demos, success_table
 from rsd_fast.train.config import AllTraining, AugmentOptions, CodecTraining, DraftTraining, MainTraining
 from rsd_fast.train.dataset import DemoData
+from rsd_fast.train.markdown import table
 from rsd_fast.train.offline import ARGMAX, evaluate_offline
 from tests.train.demo_files import QUICK, SEEING, SIZE, write_demos
 

@@ -93,8 +93,7 @@ class Take:
     def carry(self, hand: Hand, rotation: Rotation) -> Command:
         """The thing over its target, over everything on the way, then down."""
         at, goal = self.scene.position(self.thing), self.target()
-        below = at[2] - self.scene.bottom(self.thing)
-        over = self.scene.highest(at, goal, [self.thing]) + below + ROOM
+        over = self.scene.highest(at, goal, [self.thing]) + self.scene.below(self.thing) + ROOM
         aside = float(np.linalg.norm((goal - at)[:2]))
         height = goal[2] + skills.funnel(aside, max(0.0, over - goal[2]), tip=0.012)
         if aside > 0.03 and at[2] < height - 0.01:
@@ -125,7 +124,7 @@ class MokaPot(Take):
 
     def target(self) -> Point:
         """See `Take`."""
-        below = self.scene.position(self.thing)[2] - self.scene.bottom(self.thing)
+        below = self.scene.below(self.thing)
         return self.scene.position(self.place) + self.offset + UP * (below + 0.015)  # lower than it gets
 
 
@@ -162,8 +161,7 @@ class Mug(Take):
 
     def target(self) -> Point:
         """See `Take`."""
-        below = self.scene.position(self.thing)[2] - self.scene.bottom(self.thing)
-        return self.scene.position(self.place) + UP * (below - 0.005)
+        return self.scene.position(self.place) + UP * (self.scene.below(self.thing) - 0.005)
 
 
 class Book(Take):
@@ -238,7 +236,7 @@ class IntoMicrowave(Take):
         """See `Take`: a little above the floor, on the side away from the door, which the hand would meet."""
         scene = self.scene
         low, high = self.opening()
-        below = scene.position(self.thing)[2] - scene.bottom(self.thing)
+        below = scene.below(self.thing)
         beyond = scene.points(scene.parts(self.thing))[:, 0].max() - scene.position(self.thing)[0]
         return np.array([high[0] - beyond - self.aside, low[1] + self.DEEP, low[2] + below + 0.012])
 

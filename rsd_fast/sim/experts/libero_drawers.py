@@ -121,8 +121,7 @@ class IntoDrawer(Take):
 
     def target(self) -> Point:
         """See `Take`: the middle of the drawer, clear of the handles of those above it until the rim is below them."""
-        below = self.scene.position(self.thing)[2] - self.scene.bottom(self.thing)
-        scene, out = self.scene, self.drawer.out
+        scene, out, below = self.scene, self.drawer.out, self.scene.below(self.thing)
         low, _ = corners(scene.points(self.drawer.geoms))
         goal = np.array([*scene.position(self.place)[:2], low[2] + 0.025 + below])
         others = scene.parts(self.cabinet) & ~self.drawer.geoms

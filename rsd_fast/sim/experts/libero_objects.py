@@ -102,7 +102,8 @@ def candidates(
     low, high = mine.min(0), mine.max(0)
     middle, way = (low + high) / 2, ahead - scene.position(name)
     here = _around(scene, others, middle, low[2])
-    there = _around(scene, others & ~scene.parts(support) if support else others, middle + way, low[2] + way[2])
+    strangers = others & ~scene.parts(support) if support else others
+    there = _around(scene, strangers, middle + way, low[2] + way[2])
     out = scene.overhang(name)
     found = []
     for extra, angle in zip(whim, np.linspace(0, 2 * np.pi, len(whim), endpoint=False), strict=True):
@@ -158,9 +159,8 @@ def _on_rim(points: Points, along: np.ndarray, shape: Shape) -> Point:
 
 def _handle(points: Points, place: Point, along: np.ndarray) -> float:
     """What of the object itself is outside the rim where the outer finger would be."""
-    away = (points - place)[:, :2]
-    beyond = (away @ along > 0.014) & (np.abs(away @ np.array([-along[1], along[0]])) < 0.02)
-    return float(3 * min((beyond & (points[:, 2] > place[2] - 0.01)).sum(), 3))
+    aside, across, above = _seen_from(points, place, along)
+    return float(3 * min(((aside > 0.014) & (np.abs(across) < 0.02) & (above > -0.01)).sum(), 3))
 
 
 def _around(scene: Scene, geoms: Bool[np.ndarray, "G"], middle: Point, low: float) -> Points:
@@ -170,15 +170,15 @@ def _around(scene: Scene, geoms: Bool[np.ndarray, "G"], middle: Point, low: floa
     return points[near & (points[:, 2] > low + 0.01)]
 
 
-def _seen_from(place: Point, along: np.ndarray, points: Points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How far points are along the finger axis, across it, and above the fingertips."""
+def _seen_from(points: Points, place: Point, along: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How far points are from the fingertips along the finger axis, across it, and above them."""
     flat = (points - place)[:, :2]
     return flat @ along, flat @ np.array([-along[1], along[0]]), points[:, 2] - place[2]
 
 
 def _in_fingers_way(others: Points, place: Point, along: np.ndarray, rim: bool) -> float:
     """What stands where the open fingers would come down."""
-    aside, across, above = _seen_from(place, along, others)
+    aside, across, above = _seen_from(others, place, along)
     fingers = (np.abs(np.abs(aside) - FINGER) < 0.016) & (np.abs(across) < 0.016) & (above > -0.008)
     if rim:
         fingers &= aside > 0  # the other one is inside
@@ -187,7 +187,7 @@ def _in_fingers_way(others: Points, place: Point, along: np.ndarray, rim: bool) 
 
 def _in_hands_way(others: Points, place: Point, along: np.ndarray) -> float:
     """What stands where hand and wrist would be."""
-    aside, across, above = _seen_from(place, along, others)
+    aside, across, above = _seen_from(others, place, along)
     hand = (np.abs(aside) < HAND) & (np.abs(across) < 0.04) & (above > 0.045)
     arm = (np.abs(aside) < ARM) & (np.abs(across) < 0.06) & (above > 0.10)
     return float(2 * min(hand.sum(), 5) + min(arm.sum(), 3))

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import skills
 from .libero_objects import Grasp, choose_grasp
-from .libero_poses import keen, stretched, unfolded
+from .libero_poses import keen, rise, stretched
 from .libero_scene import OPENED, ROOM, Goal, Scene
 from .skills import CLOSE, OPEN, Command, Hand, Point
 
@@ -100,8 +100,7 @@ class Place:
             self.stuck, self.back_to, self.grasp = 0, None, None
             self.whim = self.generator.uniform(0, DESPERATION, DIRECTIONS)
             return skills.release(hand, hand.rotation)
-        up = np.array([*unfolded(self.scene.base, hand.position)[:2], self.back_to])
-        return skills.move(hand, up, self.grasp.rotation, OPEN)
+        return rise(hand, self.scene.base, self.back_to, self.grasp.rotation, OPEN)
 
     def is_held(self, hand: Hand) -> bool:
         """Whether both fingers touch the object, or it hangs between them: on the way contacts come and go."""
@@ -120,8 +119,7 @@ class Place:
         rotation, aside = self.grasp.rotation, float(np.linalg.norm((grip - hand.position)[:2]))
         over = max(grip[2] + self.manner.hover, self.scene.highest(hand.position, grip) + ROOM)
         if aside > 0.03 and hand.position[2] < over - 0.03:
-            up = np.array([*unfolded(self.scene.base, hand.position)[:2], over])
-            return skills.move(hand, up, rotation, OPEN)
+            return rise(hand, self.scene.base, over, rotation, OPEN)
         height = skills.funnel(skills.misalignment(hand, grip, rotation), over - grip[2])
         if hand.gap < OPENED:
             height = max(height, 0.05)
@@ -135,12 +133,11 @@ class Place:
             return skills.move(hand, hand.position + 0.03 * out + [0, 0, 0.03], self.grasp.rotation, CLOSE)
         goal = self.place(hand)
         rotation = stretched(scene.base, hand.position + goal - at) @ self.grasp.rotation
-        over = scene.highest(at, goal, leave_out=[self.thing]) + (at[2] - scene.bottom(self.thing)) + ROOM
+        over = scene.highest(at, goal, leave_out=[self.thing]) + scene.below(self.thing) + ROOM
         aside = float(np.linalg.norm((goal - at)[:2]))
         height = goal[2] + skills.funnel(aside, max(0.0, over - goal[2]), tip=ON_TARGET)
         if aside > 0.03 and at[2] < height - 0.01:
-            up = skills.above(unfolded(scene.base, hand.position), height + 0.01 - at[2])
-            return skills.move(hand, up, rotation, CLOSE)
+            return rise(hand, scene.base, hand.position[2] + (height + 0.01 - at[2]), rotation, CLOSE)
         wanted = hand.position + np.array([*goal[:2], height]) - at
         return skills.move(hand, keen(hand, wanted), rotation, CLOSE, 1.0 if aside > 0.02 else 0.6)
 
@@ -152,16 +149,12 @@ class Place:
             reach = hand.position[2] - scene.bottom(thing)
             floor = scene.position(self.support)[2]
             bottom = max(floor + 0.03, scene.top(self.support) + 0.01 - (reach + 0.045))
-            return np.array([*scene.position(self.support)[:2], bottom + self.below()])
+            return np.array([*scene.position(self.support)[:2], bottom + scene.below(thing)])
         return self.resting_place()
 
     def resting_place(self) -> Point:
         """Where the object's origin is when it stands on its target."""
-        return skills.above(self.scene.position(self.target), self.below())
-
-    def below(self) -> float:
-        """Height of the object's origin above its foot."""
-        return float(self.scene.position(self.thing)[2] - self.scene.bottom(self.thing))
+        return skills.above(self.scene.position(self.target), self.scene.below(self.thing))
 
     def is_placed(self) -> bool:
         """Whether the object is where it should be, so that letting go is right."""

@@ -79,14 +79,13 @@ def keen(hand: Hand, goal: Point) -> Point:
 
 def stretched(base: Point, place: Point) -> Rotation:
     """The turn of a hand that points down, so that it gets to a place too far away for that."""
-    out = (place - base) * [1, 1, 0]
-    away = float(np.linalg.norm(out))
-    angle = float(np.clip((away - FARTHEST) / HAND_LENGTH, 0.0, np.radians(40)))
-    return about(np.cross(out / away, UP), angle)
+    out = level(place - base)
+    angle = float(np.clip(((place - base) @ out - FARTHEST) / HAND_LENGTH, 0.0, np.radians(40)))
+    return about(np.cross(out, UP), angle)
 
 
-def unfolded(base: Point, place: Point) -> Point:
-    """The place, or one farther from the base where the arm is folded so far that the hand cannot go up."""
-    out = (place - base) * [1, 1, 0]
-    away = float(np.linalg.norm(out))
-    return place + out / away * 0.03 if away < NEAREST else place
+def rise(hand: Hand, base: Point, height: float, rotation: Rotation, gripper: float) -> Command:
+    """Straight up to a height; outwards too where the arm is folded so far that the hand cannot go up."""
+    out = level(hand.position - base)
+    step = out * 0.03 if (hand.position - base) @ out < NEAREST else np.zeros(3)
+    return skills.move(hand, np.array([*(hand.position + step)[:2], height]), rotation, gripper)

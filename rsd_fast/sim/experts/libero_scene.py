@@ -107,6 +107,10 @@ class Scene:
         """Height of the lowest point."""
         return float(self.points(self.parts(name))[:, 2].min())
 
+    def below(self, name: str) -> float:
+        """Height of an object's origin above its lowest point."""
+        return float(self.position(name)[2]) - self.bottom(name)
+
     def touching(self, first: Bool[np.ndarray, "G"], second: Bool[np.ndarray, "G"]) -> bool:
         """Whether two sets of geoms are in contact."""
         pairs = self.data.contact.geom
